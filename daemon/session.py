@@ -1,0 +1,162 @@
+"""One stream as a state machine: audio in, utterances and notices out. Sans-IO: no clock, no tasks, no sockets.
+
+    samples of a channel -> windows -> speech probabilities -> Segmenter -> Started / Utterance
+
+A transport feeds decoded 16 kHz audio; whoever drives the session runs the speech detector (that is compute, so it is
+handed in as a callable) and sends on what comes out.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from daemon.messages import Utterance
+from daemon.segmenter import Cut, Endpointing, Segmenter, Started
+from model.audio import POST_PAD, VAD_WINDOW, Samples
+
+SpeechProbabilities = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+"""Consecutive windows `float32 [N, 512]` of one channel to probabilities `float32 [N]`; carries its own state."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechStarted:
+    """Somebody began to speak on `channel` at sample `start`."""
+
+    channel: int
+    start: int
+
+
+Output = SpeechStarted | Utterance
+
+
+class ChannelStream:
+    """Buffer, detector and segmenter of one channel.
+
+    Args:
+        channel: its number.
+        detector: speech probabilities of this channel.
+        endpointing: when speech begins and ends.
+        interim: samples between interim cuts of a running utterance; 0 for none.
+    """
+
+    def __init__(self, channel: int, detector: SpeechProbabilities, endpointing: Endpointing, interim: int) -> None:
+        self._channel = channel
+        self._detect = detector
+        self._segmenter = Segmenter(endpointing)
+        self._interim = interim
+        self._buffer = np.zeros(0, np.float32)
+        self._buffer_start = 0
+        self._stepped = 0
+        self._index = 0
+        self._interims = 0
+        self._next_interim = 0
+
+    @property
+    def received(self) -> int:
+        """Samples received so far."""
+        return self._buffer_start + len(self._buffer)
+
+    def feed(self, samples: Samples) -> list[Output]:
+        """Takes the next samples, `float32 [T]`, and gives what they complete."""
+        self._buffer = np.concatenate([self._buffer, samples])
+        ready = (self.received - self._stepped) // VAD_WINDOW
+        outputs = self._step(ready) if ready else []
+        self._release()
+        return outputs
+
+    def finish(self) -> list[Output]:
+        """Ends the open utterance; the samples of an unfinished window count as speech if the utterance was open."""
+        outputs = self._cut(self._segmenter.finish())
+        self._release()
+        return outputs
+
+    def close(self) -> list[Output]:
+        """Ends the stream: the last, partly filled window is completed with silence and judged like any other."""
+        missing = -(self.received - self._stepped) % VAD_WINDOW
+        outputs = self.feed(np.zeros(missing, np.float32)) if missing else []
+        return outputs + self.finish()
+
+    def _step(self, count: int) -> list[Output]:
+        first = self._stepped - self._buffer_start
+        windows = self._buffer[first : first + count * VAD_WINDOW].reshape(count, VAD_WINDOW)
+        outputs: list[Output] = []
+        for probability in self._detect(windows):
+            self._stepped += VAD_WINDOW
+            outputs += self._cut(self._segmenter.step(float(probability)))
+            outputs += self._interim_cut()
+        return outputs
+
+    def _cut(self, marks: Sequence[Started | Cut]) -> list[Output]:
+        outputs: list[Output] = []
+        for mark in marks:
+            if isinstance(mark, Started):
+                outputs.append(SpeechStarted(self._channel, mark.start))
+                self._interims, self._next_interim = 0, mark.start + self._interim
+            else:
+                outputs.append(self._utterance(mark.start, mark.end, mark.decided, interim=0))
+                self._index += 1
+                self._interims, self._next_interim = 0, mark.end + self._interim
+        return outputs
+
+    def _interim_cut(self) -> list[Output]:
+        """An interim utterance whenever speech has gone on for another `interim` samples."""
+        if not self._interim or not self._segmenter.speaking or self._segmenter.speech_end < self._next_interim:
+            return []
+        self._interims += 1
+        self._next_interim = self._segmenter.speech_end + self._interim
+        start, end = self._segmenter.start, min(self._stepped, self._segmenter.speech_end + POST_PAD)
+        return [self._utterance(start, end, self._stepped, self._interims)]
+
+    def _utterance(self, start: int, end: int, decided: int, interim: int) -> Utterance:
+        audio = self._buffer[start - self._buffer_start : end - self._buffer_start].copy()
+        return Utterance(self._channel, self._index, start, end, audio, interim, decided)
+
+    def _release(self) -> None:
+        drop = min(self._segmenter.needed_from, self._stepped) - self._buffer_start
+        if drop > 0:
+            self._buffer = self._buffer[drop:].copy()
+            self._buffer_start += drop
+
+
+class Session:
+    """All channels of one stream.
+
+    Args:
+        detectors: one per channel.
+        endpointing: when speech begins and ends.
+        interim: samples between interim cuts; 0 for none.
+    """
+
+    def __init__(self, detectors: Sequence[SpeechProbabilities], endpointing: Endpointing, interim: int) -> None:
+        self._channels = [
+            ChannelStream(channel, detector, endpointing, interim) for channel, detector in enumerate(detectors)
+        ]
+
+    @property
+    def received(self) -> int:
+        """Samples received on the longest channel."""
+        return max(channel.received for channel in self._channels)
+
+    def feed(self, channels: Sequence[Samples]) -> list[Output]:
+        """Takes the next samples of every channel.
+
+        Raises:
+            ValueError: if the number of channels is not the session's.
+        """
+        if len(channels) != len(self._channels):
+            raise ValueError(f"this session has {len(self._channels)} channels, got {len(channels)}")
+        return [
+            output
+            for stream, samples in zip(self._channels, channels, strict=True)
+            for output in stream.feed(samples)
+        ]
+
+    def finish(self) -> list[Output]:
+        """Ends every open utterance; the stream goes on."""
+        return [output for stream in self._channels for output in stream.finish()]
+
+    def close(self) -> list[Output]:
+        """Ends the stream."""
+        return [output for stream in self._channels for output in stream.close()]

@@ -1,0 +1,147 @@
+"""Events as the outside sees them: flat Redis fields, and the JSON messages of the native protocol v1.
+
+Sans-IO: values in, values out. docs/asyncapi.yaml is tested against the messages built here.
+"""
+
+from typing import Any, Final
+
+from daemon.messages import CallEvent, CallInfo, EmotionEvent, Event, Latency, Totals
+from model.audio import ms_from_samples
+from model.labels import ATTRIBUTES, CLASSES
+
+WIRE_VERSION: Final = "1"
+_DECIMALS: Final = 6
+"""Enough that probabilities compare equal to 1e-6 on both sides."""
+
+Message = dict[str, Any]
+"""A server message, ready for JSON; `seq` is added by the connection that sends it."""
+
+
+def redis_fields(event: Event) -> dict[str, str]:
+    """The flat fields of an event's stream entry. A value that is not known is an empty string."""
+    common = {
+        "v": WIRE_VERSION,
+        "type": event.type,
+        "event_id": event.event_id,
+        "call": event.info.call,
+        "session": event.info.session,
+        "model": event.info.model,
+        "ts": str(event.created_ms),
+    }
+    if isinstance(event, CallEvent):
+        return common | _call_fields(event)
+    return common | _emotion_fields(event)
+
+
+def _call_fields(event: CallEvent) -> dict[str, str]:
+    totals = {f"total_{name}": str(value) for name, value in totals_message(event.totals).items()}
+    metadata = {f"meta_{key}": value for key, value in event.info.metadata.items()}
+    return {"role": ",".join(event.info.roles), "reason": event.reason} | totals | metadata
+
+
+def _emotion_fields(event: EmotionEvent) -> dict[str, str]:
+    utterance, scores = event.utterance, event.scores
+    posteriors, transcript = scores.posteriors, scores.transcript
+    return {
+        "channel": str(utterance.channel),
+        "role": event.info.roles[utterance.channel],
+        "utterance": str(utterance.index),
+        "start_ms": _number(ms_from_samples(utterance.start)),
+        "end_ms": _number(ms_from_samples(utterance.end)),
+        "top": posteriors.top,
+        "confidence": _number(posteriors.confidence),
+        **{f"p_{name}": _number(p) for name, p in zip(CLASSES, posteriors.probabilities, strict=True)},
+        **{name: _number(value) for name, value in zip(ATTRIBUTES, posteriors.attributes, strict=True)},
+        "uncertainty": _number(posteriors.uncertainty),
+        "abstained": str(int(posteriors.abstained)),
+        "text": transcript.text if transcript else "",
+        "text_trusted": str(int(transcript.trusted)) if transcript else "",
+        "lang": transcript.language if transcript else "",
+        "lat_ms": _number(scores.latency.total),
+    }
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{round(value, _DECIMALS):g}" if value == int(value) else f"{value:.6f}"
+
+
+def emotion_message(event: EmotionEvent) -> Message:
+    """`emotion`: the posteriors of one utterance."""
+    utterance, scores = event.utterance, event.scores
+    posteriors, transcript = scores.posteriors, scores.transcript
+    return {
+        "type": "emotion",
+        "final": utterance.final,
+        "event_id": event.event_id,
+        "utterance": utterance.index,
+        "channel": utterance.channel,
+        "role": event.info.roles[utterance.channel],
+        "start_ms": ms_from_samples(utterance.start),
+        "end_ms": ms_from_samples(utterance.end),
+        "probabilities": {
+            name: round(p, _DECIMALS) for name, p in zip(CLASSES, posteriors.probabilities, strict=True)
+        },
+        "top": posteriors.top,
+        "confidence": round(posteriors.confidence, _DECIMALS),
+        **{
+            name: None if value is None else round(value, _DECIMALS)
+            for name, value in zip(ATTRIBUTES, posteriors.attributes, strict=True)
+        },
+        "uncertainty": round(posteriors.uncertainty, _DECIMALS),
+        "abstained": posteriors.abstained,
+        "text": transcript.text if transcript else None,
+        "language": transcript.language if transcript else None,
+        "text_trusted": transcript.trusted if transcript else None,
+        "model": event.info.model,
+        "latency_ms": latency_message(scores.latency),
+    }
+
+
+def latency_message(latency: Latency) -> dict[str, float]:
+    """The latency budget, ms to one decimal."""
+    names = ("endpoint", "queue", "asr", "encoders", "fusion", "total")
+    return {name: round(getattr(latency, name), 1) for name in names}
+
+
+def totals_message(totals: Totals) -> dict[str, int | float]:
+    """A stream's totals."""
+    return {
+        "received_ms": ms_from_samples(totals.received_samples),
+        "utterances": totals.utterances,
+        "finals": totals.finals,
+        "interims": totals.interims,
+        "dropped_interims": totals.dropped_interims,
+    }
+
+
+def session_created(info: CallInfo, trained_classes: tuple[str, ...], trained_attributes: tuple[str, ...]) -> Message:
+    """`session.created`: the stream was accepted."""
+    return {
+        "type": "session.created",
+        "session": info.session,
+        "call": info.call,
+        "model": info.model,
+        "roles": list(info.roles),
+        "trained_classes": list(trained_classes),
+        "trained_attributes": list(trained_attributes),
+    }
+
+
+def speech_started(channel: int, role: str, start: int) -> Message:
+    """`speech.started`: somebody began to speak."""
+    return {"type": "speech.started", "channel": channel, "role": role, "start_ms": ms_from_samples(start)}
+
+
+def warning(code: str, message: str) -> Message:
+    """`warning`: something was off, the stream goes on."""
+    return {"type": "warning", "code": code, "message": message}
+
+
+def error(code: str, message: str) -> Message:
+    """`error`: the stream ends because of this."""
+    return {"type": "error", "code": code, "message": message}
+
+
+def session_closed(totals: Totals, reason: str) -> Message:
+    """`session.closed`: the last message of a stream."""
+    return {"type": "session.closed", "reason": reason, "totals": totals_message(totals)}

@@ -1,0 +1,1 @@
+"""Export: a trained checkpoint to an ONNX bundle, with proof that nothing changed."""

@@ -1,0 +1,1 @@
+"""The contract between training, export and serving: labels, units, features, posteriors, bundles."""

@@ -1,0 +1,149 @@
+"""Features computed in numpy, the same at training and run time, and the batching of variable-length frames.
+
+Shapes: T = samples, F = frames (10 ms), B = batch, d = width of a frame.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from model.audio import MEL_HOP, SAMPLE_RATE_HZ, Samples, frame_count
+
+Frames = npt.NDArray[np.float32]
+"""`float32 [F, d]`."""
+
+_WINDOW: Final = 400
+"""Samples under one spectral window (25 ms)."""
+_FFT: Final = 512
+_BANDS: Final = 64
+_LOWEST_HZ: Final = 60.0
+_HIGHEST_HZ: Final = 7600.0
+_FLOOR: Final = 1e-8
+"""Power floor: the noise of a 16-bit recording lies above it."""
+
+_PITCH_WINDOW: Final = 640
+"""Samples under one pitch window (40 ms: more than two periods of the lowest pitch)."""
+_PITCH_LOWEST_HZ: Final = 65.0
+_PITCH_HIGHEST_HZ: Final = 500.0
+_PITCH_REFERENCE_HZ: Final = 160.0
+_VOICED: Final = 0.5
+"""Normalised autocorrelation above which a frame counts as voiced."""
+
+PROSODY_DIM: Final = _BANDS + 4
+"""Log-mel bands, then pitch (octaves), voicing, energy and energy slope."""
+
+
+def prosody_frames(audio: Samples) -> Frames:
+    """Log-mel bands and pitch of an utterance, `float32 [ceil(T / 160), 68]`.
+
+    The mean log power of the utterance is taken out of every band, so that the recording level does not count; pitch
+    is in octaves around 160 Hz, 0 where unvoiced. Each frame depends on its utterance alone.
+
+    Raises:
+        ValueError: if the audio is empty or holds a value that is not finite.
+    """
+    if audio.ndim != 1 or len(audio) == 0:
+        raise ValueError(f"prosody needs one channel with at least one sample, got shape {list(audio.shape)}")
+    if not np.isfinite(audio).all():
+        raise ValueError("prosody needs finite samples: the audio holds NaN or infinity")
+    count = frame_count(len(audio), MEL_HOP)
+    power = _power_spectrum(_frame(audio, count, _WINDOW))
+    mel = np.log(power @ _mel_filters() + _FLOOR)
+    energy = np.log(power.mean(axis=1) + _FLOOR)
+    pitch, voicing = _pitch(_frame(audio, count, _PITCH_WINDOW))
+    level = energy.mean()
+    slope = np.gradient(energy) if count > 1 else np.zeros_like(energy)
+    extras = np.stack([pitch, voicing, energy - level, slope], axis=1)
+    return np.concatenate([mel - level, extras], axis=1).astype(np.float32)
+
+
+def _frame(audio: Samples, count: int, width: int) -> Samples:
+    """`[count, width]` windows centred on the middle of each hop, zeros beyond the edges."""
+    before = (width - MEL_HOP) // 2
+    after = max(0, (count - 1) * MEL_HOP + width - before - len(audio))
+    padded = np.pad(audio, (before, after))
+    return np.lib.stride_tricks.sliding_window_view(padded, width)[: count * MEL_HOP : MEL_HOP]
+
+
+def _power_spectrum(windows: Samples) -> Samples:
+    spectrum = np.fft.rfft(windows * np.hanning(windows.shape[1]).astype(np.float32), _FFT, axis=1)
+    return (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
+
+
+@cache
+def _mel_filters() -> Samples:
+    """Triangular filters `[FFT bins, bands]`, equally spaced on the mel scale (O'Shaughnessy)."""
+
+    def mel(hz: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        return 2595.0 * np.log10(1.0 + np.asarray(hz, np.float64) / 700.0)
+
+    bins = mel(np.fft.rfftfreq(_FFT, 1 / SAMPLE_RATE_HZ))[:, None]
+    edges = np.linspace(mel(_LOWEST_HZ), mel(_HIGHEST_HZ), _BANDS + 2)
+    rising = (bins - edges[:-2]) / np.diff(edges)[:-1]
+    falling = (edges[2:] - bins) / np.diff(edges)[1:]
+    filters = np.maximum(0.0, np.minimum(rising, falling))
+    return (filters / np.maximum(filters.sum(axis=0), 1e-6)).astype(np.float32)
+
+
+def _pitch(windows: Samples) -> tuple[Samples, Samples]:
+    """Pitch in octaves (0 where unvoiced) and voicing in 0..1 from the normalised autocorrelation.
+
+    Source: Boersma (1993), "Accurate short-term analysis of the fundamental frequency": the window's own
+    autocorrelation is divided out.
+    """
+    shortest = int(SAMPLE_RATE_HZ / _PITCH_HIGHEST_HZ)
+    longest = int(SAMPLE_RATE_HZ / _PITCH_LOWEST_HZ)
+    centred = (windows - windows.mean(axis=1, keepdims=True)) * np.hanning(_PITCH_WINDOW).astype(np.float32)
+    correlation = _autocorrelation(centred)
+    normalised = correlation / np.maximum(correlation[:, :1], _FLOOR) / _window_autocorrelation()
+    lags = normalised[:, shortest : longest + 1]
+    best = lags.argmax(axis=1)
+    voicing = np.clip(lags[np.arange(len(lags)), best], 0.0, 1.0)
+    hz = SAMPLE_RATE_HZ / (shortest + best)
+    octaves = np.where(voicing >= _VOICED, np.log2(hz / _PITCH_REFERENCE_HZ), 0.0)
+    return octaves.astype(np.float32), voicing.astype(np.float32)
+
+
+def _autocorrelation(windows: Samples) -> Samples:
+    spectrum = np.fft.rfft(windows, 2 * _PITCH_WINDOW, axis=1)
+    power = spectrum.real**2 + spectrum.imag**2
+    return np.fft.irfft(power, axis=1)[:, : _PITCH_WINDOW // 2].astype(np.float32)
+
+
+@cache
+def _window_autocorrelation() -> Samples:
+    own = _autocorrelation(np.hanning(_PITCH_WINDOW).astype(np.float32)[None])
+    return own / own[:, :1]
+
+
+def functionals(whisper: Frames, prosody: Frames) -> Frames:
+    """Mean and standard deviation over time of the Whisper and prosody frames, as one frame `float32 [1, 2 (d_w + d_p)]`.
+
+    What changes over an utterance and how much, at a glance: the classic utterance-level functionals of the field.
+    """
+    parts = [part for frames in (whisper, prosody) for part in (frames.mean(axis=0), frames.std(axis=0))]
+    return np.concatenate(parts, dtype=np.float32)[None]
+
+
+def collate(frames: Sequence[Frames], multiple: int) -> tuple[Frames, npt.NDArray[np.bool_]]:
+    """Right-pads frames of different length to one: `float32 [B, F, d]` and its mask `bool [B, F]`.
+
+    F is a multiple of `multiple` and at least that, so a batch of empty frames (no transcript) has a shape too.
+
+    Raises:
+        ValueError: if there are no rows or their widths differ.
+    """
+    widths = {rows.shape[1] for rows in frames}
+    if len(widths) != 1:
+        raise ValueError(f"a batch holds frames of exactly one width, got {sorted(widths)}")
+    longest = max(1, *(len(rows) for rows in frames))
+    length = -(-longest // multiple) * multiple
+    batch = np.zeros((len(frames), length, widths.pop()), np.float32)
+    mask = np.zeros((len(frames), length), np.bool_)
+    for row, values in enumerate(frames):
+        batch[row, : len(values)] = values
+        mask[row, : len(values)] = True
+    return batch, mask

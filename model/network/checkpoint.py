@@ -1,0 +1,97 @@
+"""A trained ensemble on disk: what `train` writes and `export` reads. Safetensors and JSON, no pickle.
+
+    ensemble.json      name, EnsembleSpec, calibration, metrics, training data
+    members/*.safetensors, meta.safetensors
+    MODEL_CARD.md
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from model.network.deepser import DeepSER
+from model.network.metaclassifier import Ensemble, MetaClassifier
+from model.spec import EnsembleSpec, SpecError
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A trained ensemble.
+
+    Attributes:
+        name: of the recipe.
+        spec: encoders, members, label space.
+        members: networks in the order of `spec.members`.
+        meta: the souped meta-classifier.
+        temperature: divides the meta-classifier's logits.
+        abstain_below: confidence under which a posterior counts as abstained.
+        metrics: results on speakers that no stage saw.
+        training: data, licence, contamination.
+        model_card: Markdown.
+    """
+
+    name: str
+    spec: EnsembleSpec
+    members: tuple[DeepSER, ...]
+    meta: MetaClassifier
+    temperature: float
+    abstain_below: float
+    metrics: dict[str, Any]
+    training: dict[str, Any]
+    model_card: str
+
+    def ensemble(self) -> Ensemble:
+        """The whole as one network, in evaluation mode."""
+        return Ensemble(self.spec, self.members, self.meta, self.temperature).eval()
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Writes the ensemble into `folder`."""
+    (folder / "members").mkdir(parents=True, exist_ok=True)
+    for member in checkpoint.members:
+        save_file(member.state_dict(), folder / "members" / f"{member.spec.name}.safetensors")
+    save_file(checkpoint.meta.state_dict(), folder / "meta.safetensors")
+    (folder / "MODEL_CARD.md").write_text(checkpoint.model_card, encoding="utf-8")
+    description = {
+        "name": checkpoint.name,
+        "spec": checkpoint.spec.to_dict(),
+        "temperature": checkpoint.temperature,
+        "abstain_below": checkpoint.abstain_below,
+        "metrics": checkpoint.metrics,
+        "training": checkpoint.training,
+    }
+    (folder / "ensemble.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Reads what `save_checkpoint` wrote.
+
+    Raises:
+        SpecError: if the folder holds no complete ensemble.
+    """
+    try:
+        description = json.loads((folder / "ensemble.json").read_text(encoding="utf-8"))
+        spec = EnsembleSpec.from_dict(description["spec"])
+        encoders = {encoder.name: encoder for encoder in spec.encoders}
+        members = tuple(DeepSER(member, encoders) for member in spec.members)
+        for member in members:
+            member.load_state_dict(load_file(folder / "members" / f"{member.spec.name}.safetensors"))
+        meta = MetaClassifier(len(members))
+        meta.load_state_dict(load_file(folder / "meta.safetensors"))
+        card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    except (OSError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+        raise SpecError(f"{folder} holds no complete trained ensemble: {error}") from error
+    return Checkpoint(
+        name=description["name"],
+        spec=spec,
+        members=tuple(member.eval() for member in members),
+        meta=meta.eval(),
+        temperature=description["temperature"],
+        abstain_below=description["abstain_below"],
+        metrics=description["metrics"],
+        training=description["training"],
+        model_card=card,
+    )

@@ -1,0 +1,98 @@
+"""DeepSER: deep fusion of any number of modalities.
+
+    per modality m     h1_m, h2_m, pooled_m = ENC_m(x_m)
+    fusion 1           f1 = ENC over TIME of [h1_m for all m]
+    fusion 2           f2 = ENC over TIME of [h2_m for all m; last layer of f1]         (and so on for more layers)
+    representation     x  = W [pooled_m for all m; pooled f2]
+    heads              logits = W_c relu(x);  attributes = 1 + 6 sigmoid(W_r relu(x))
+
+Manifold MixUp acts between `represent` and `classify`; it lives in the training step, so that `forward`, which is what
+gets exported, holds no randomness.
+
+Source: MEDUSA, arXiv:2506.09556, section 2.1.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from model.labels import ATTRIBUTE_RANGE, ATTRIBUTES, CLASSES
+from model.network.enc import Enc
+from model.spec import EncoderSpec, MemberSpec
+
+
+class FrameStack(nn.Module):
+    """Standardises frames and joins `stack` of them into one step.
+
+    `[B, F, d]`, `[B, F]` -> `[B, F / stack, d * stack]`, `[B, F / stack]`; F is a multiple of `stack`. Padded frames
+    become zeros (the mean), so that what the padding held never matters; a step is real if its first frame is.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, dim: int, stack: int) -> None:
+        super().__init__()
+        self.stack = stack
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim))
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Fixes mean and standard deviation `[d]` of the training frames."""
+        self.mean.copy_(mean)
+        self.scale.copy_(1.0 / std.clamp(min=1e-3))
+
+    def forward(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        frames = (frames - self.mean) * self.scale * mask.unsqueeze(-1).to(frames.dtype)
+        steps = frames.unflatten(1, (-1, self.stack)).flatten(2)
+        return steps, mask.unflatten(1, (-1, self.stack))[:, :, 0]
+
+
+class DeepSER(nn.Module):
+    """One ensemble member.
+
+    Args:
+        spec: its sizes and modalities.
+        encoders: the description of every modality it reads.
+    """
+
+    def __init__(self, spec: MemberSpec, encoders: Mapping[str, EncoderSpec]) -> None:
+        super().__init__()
+        self.spec = spec
+        sizes = (spec.dim, spec.heads, spec.layers, spec.feed_forward, spec.dropout)
+        inputs = {name: encoders[name] for name in spec.modalities}
+        self.stacks = nn.ModuleDict({name: FrameStack(e.dim, e.stack) for name, e in inputs.items()})
+        self.encs = nn.ModuleDict({name: Enc(e.dim * e.stack, *sizes) for name, e in inputs.items()})
+        self.fusions = nn.ModuleList(Enc(spec.dim, *sizes) for _ in range(spec.layers))
+        self.join = nn.Linear(spec.dim * (len(inputs) + 1), spec.dim)
+        self.classifier = nn.Linear(spec.dim, len(CLASSES))
+        self.regressor = nn.Linear(spec.dim, len(ATTRIBUTES))
+
+    def forward(self, frames: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """`{modality: [B, F, d]}`, `{modality: bool [B, F]}` -> logits `[B, C]`, attributes `[B, A]` in 1..7."""
+        return self.classify(self.represent(frames, masks))
+
+    def represent(self, frames: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
+        """The fused representation x, `[B, D]`."""
+        steps = {name: stack(frames[name], masks[name]) for name, stack in self.stacks.items()}
+        encoded = {name: enc(*steps[name]) for name, enc in self.encs.items()}
+        modality_mask = torch.cat([mask for _, mask in steps.values()], dim=1)
+        pooled = [pool for _, pool in encoded.values()]
+        fused: Tensor | None = None
+        fused_pool = pooled[0]
+        for level, fusion in enumerate(self.fusions):
+            streams = [layers[level] for layers, _ in encoded.values()]
+            mask = modality_mask
+            if fused is not None:
+                streams.append(fused)
+                mask = torch.cat([modality_mask, fused_mask], dim=1)
+            layers, fused_pool = fusion(torch.cat(streams, dim=1), mask)
+            fused, fused_mask = layers[-1], mask
+        return self.join(torch.cat([*pooled, fused_pool], dim=1))
+
+    def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Heads on x `[B, D]`: logits `[B, C]` and attributes `[B, A]`."""
+        active = torch.relu(x)
+        low, high = ATTRIBUTE_RANGE
+        return self.classifier(active), low + (high - low) * torch.sigmoid(self.regressor(active))

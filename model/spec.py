@@ -1,0 +1,138 @@
+"""What a member, an encoder and an ensemble are made of: plain descriptions that recipes, checkpoints and bundles share."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
+
+from model.labels import ATTRIBUTES, class_mask
+
+EncoderKind = Literal["whisper-ctranslate2", "log-mel-prosody", "functionals", "text-transformer"]
+
+
+class SpecError(ValueError):
+    """A description that cannot be built; the message says which field and what would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSpec:
+    """One frozen encoder: where its weights are and what is taken from it.
+
+    Attributes:
+        name: the modality's name, as members list it ("whisper", "prosody", "functionals", "text").
+        kind: how it is run.
+        dim: width of one frame.
+        stack: consecutive frames that a member reads as one (a member's step is `stack` times the encoder's).
+        sources: where the weights are, tried in order: "package:NAME/PATH", "path:DIR", "hub:ID", "bundle:FILE".
+        sha256: hash of the weights; "" for an encoder without weights.
+        revision: name and version of the weights.
+        layer_rule: which hidden states are taken, in words.
+        padding: how inputs of different length are brought to one, in words.
+        compute_type: the arithmetic, as its runtime names it.
+    """
+
+    name: str
+    kind: EncoderKind
+    dim: int
+    stack: int
+    sources: tuple[str, ...] = ()
+    sha256: str = ""
+    revision: str = ""
+    layer_rule: str = ""
+    padding: str = ""
+    compute_type: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.dim < 1 or self.stack < 1:
+            raise SpecError(f"encoder {self.name!r}: dim and stack are at least 1, got {self.dim} and {self.stack}")
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSpec:
+    """One DeepSER member.
+
+    Attributes:
+        name: unique within an ensemble.
+        modalities: names of the encoders it reads, in the order their frames are concatenated.
+        dim: model width D.
+        heads: attention heads; divides `dim`.
+        layers: Transformer layers per ENC, and fusion ENCs.
+        feed_forward: width of a layer's feed-forward network.
+        dropout: probability, used in training only.
+        seed: seed of its initial weights and of its batches.
+    """
+
+    name: str
+    modalities: tuple[str, ...]
+    dim: int
+    heads: int
+    layers: int
+    feed_forward: int
+    dropout: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not self.modalities or len(set(self.modalities)) != len(self.modalities):
+            raise SpecError(f"member {self.name!r}: needs one or more different modalities, got {self.modalities}")
+        if self.heads < 1 or self.dim % self.heads:
+            raise SpecError(f"member {self.name!r}: heads must divide dim, got {self.heads} and {self.dim}")
+        if self.layers < 1:
+            raise SpecError(f"member {self.name!r}: needs at least one layer, got {self.layers}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise SpecError(f"member {self.name!r}: dropout lies in [0, 1), got {self.dropout}")
+
+
+@dataclass(frozen=True, slots=True)
+class EnsembleSpec:
+    """Encoders, members and the label space that they were trained on."""
+
+    encoders: tuple[EncoderSpec, ...]
+    members: tuple[MemberSpec, ...]
+    trained_classes: tuple[str, ...]
+    trained_attributes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        known = [encoder.name for encoder in self.encoders]
+        if len(set(known)) != len(known):
+            raise SpecError(f"encoder names must differ, got {known}")
+        names = [member.name for member in self.members]
+        if not names or len(set(names)) != len(names):
+            raise SpecError(f"an ensemble has one or more members with different names, got {names}")
+        for member in self.members:
+            missing = [name for name in member.modalities if name not in known]
+            if missing:
+                raise SpecError(f"member {member.name!r} reads {missing}, but the encoders are {known}")
+        class_mask(self.trained_classes)
+        unknown = [name for name in self.trained_attributes if name not in ATTRIBUTES]
+        if unknown:
+            raise SpecError(f"unknown attributes {unknown}: the attributes are {', '.join(ATTRIBUTES)}")
+
+    def encoder(self, name: str) -> EncoderSpec:
+        """The encoder of a modality.
+
+        Raises:
+            KeyError: if the ensemble has none of that name.
+        """
+        for encoder in self.encoders:
+            if encoder.name == name:
+                return encoder
+        raise KeyError(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Reads what `to_dict` wrote.
+
+        Raises:
+            SpecError: if a field is missing, unknown or wrong.
+        """
+        try:
+            return cls(
+                encoders=tuple(EncoderSpec(**{**e, "sources": tuple(e["sources"])}) for e in data["encoders"]),
+                members=tuple(MemberSpec(**{**m, "modalities": tuple(m["modalities"])}) for m in data["members"]),
+                trained_classes=tuple(data["trained_classes"]),
+                trained_attributes=tuple(data["trained_attributes"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise SpecError(f"not an ensemble description: {error}") from error

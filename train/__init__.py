@@ -1,0 +1,1 @@
+"""Training: corpora, features, the four stages of MEDUSA, evaluation and reports."""

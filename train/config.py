@@ -1,0 +1,161 @@
+"""The recipe file: everything that decides a training run, validated at once."""
+
+import tomllib
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from model.spec import EncoderKind, EncoderSpec, MemberSpec, SpecError
+from train.errors import RecipeError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Section):
+    """Which corpus, and how speakers are divided."""
+
+    corpus: str
+    evaluate: tuple[str, ...] = ()
+    """Corpora that only evaluate."""
+    licence: str
+    intended_votes: float = Field(ge=0)
+    """How many annotators the actor's own intention counts for in the soft target."""
+    dev_fraction: float = Field(gt=0, lt=0.5)
+    test_fraction: float = Field(gt=0, lt=0.5)
+    split_seed: int = 0
+
+
+class TextConfig(_Section):
+    """Where words that carry emotion come from, and how clips are paired with them."""
+
+    corpus: Literal["goemotions"] = "goemotions"
+    sentences_per_class: int = Field(gt=0)
+    own: float = Field(ge=0, le=1)
+    none: float = Field(ge=0, le=1)
+    neutral: float = Field(ge=0, le=1)
+    congruent: float = Field(ge=0, le=1)
+    any: float = Field(ge=0, le=1)
+    words_weight: float = Field(ge=0, le=1)
+
+
+class EncoderConfig(_Section):
+    """One frozen encoder."""
+
+    kind: EncoderKind
+    dim: int
+    stack: int
+    sources: tuple[str, ...] = ()
+    compute_type: str = "float32"
+    revision: str = ""
+    layer_rule: str = ""
+    padding: str = ""
+
+
+class MemberConfig(_Section):
+    """One member; sizes that are not given come from `[member_defaults]`."""
+
+    name: str
+    modalities: tuple[str, ...]
+    seed: int
+    dim: int | None = None
+    heads: int | None = None
+    layers: int | None = None
+    feed_forward: int | None = None
+    dropout: float | None = None
+
+
+class MemberDefaults(_Section):
+    """Sizes shared by the members."""
+
+    dim: int
+    heads: int
+    layers: int
+    feed_forward: int
+    dropout: float
+
+
+class StageConfig(_Section):
+    """Stages 1 and 2."""
+
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup: float = Field(default=0.1, gt=0, lt=1)
+    clip_norm: float = Field(default=1.0, gt=0)
+    mixup: float = Field(default=0.3, ge=0, le=1)
+    """Probability that a batch is mixed."""
+    mixup_alpha: float = Field(default=0.2, gt=0)
+
+
+class MetaConfig(_Section):
+    """Stage 3 and 4: the linear meta-classifier and the soup of several."""
+
+    folds: int = Field(ge=2)
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(default=128, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    text_draws: int = Field(default=1, ge=1)
+    """How many texts each clip is paired with in the stacking set."""
+
+
+class Recipe(_Section):
+    """A whole training run."""
+
+    name: str
+    seed: int = 0
+    data: DataConfig
+    text: TextConfig | None = None
+    encoders: dict[str, EncoderConfig]
+    member_defaults: MemberDefaults
+    members: tuple[MemberConfig, ...] = Field(min_length=1)
+    stage1: StageConfig
+    stage2: StageConfig
+    meta: MetaConfig
+
+    @model_validator(mode="after")
+    def _buildable(self) -> Self:
+        for member in self.members:
+            unknown = set(member.modalities) - set(self.encoders)
+            if unknown:
+                raise ValueError(f"member {member.name!r} reads {sorted(unknown)}: [encoders] has {sorted(self.encoders)}")
+        names = [member.name for member in self.members]
+        if len(set(names)) != len(names):
+            raise ValueError(f"member names must differ, got {names}")
+        self.member_specs()
+        return self
+
+    def encoder_specs(self) -> dict[str, EncoderSpec]:
+        """Encoders by modality, in the recipe's order."""
+        return {name: EncoderSpec(name=name, **encoder.model_dump()) for name, encoder in self.encoders.items()}
+
+    def member_specs(self) -> tuple[MemberSpec, ...]:
+        """Members with their sizes filled in."""
+        return tuple(
+            MemberSpec(**{**self.member_defaults.model_dump(), **member.model_dump(exclude_none=True)})
+            for member in self.members
+        )
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Reads a recipe file.
+
+    Raises:
+        RecipeError: naming every field that is wrong, its value, and what is allowed.
+    """
+    try:
+        return Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path} is not TOML: {error}") from error
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']} (got {e['input']!r:.80})" for e in error.errors()]
+        raise RecipeError(f"{path} has {error.error_count()} mistakes:\n" + "\n".join(lines)) from error
+    except SpecError as error:
+        raise RecipeError(f"{path}: {error}") from error

@@ -1,0 +1,146 @@
+"""Examples in memory and the order in which stages draw them.
+
+Shapes: N = examples, F = frames, d = width of a frame.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model.features import Frames, collate
+from model.labels import CLASSES
+from model.spec import EncoderSpec
+from train.losses import Labels
+from train.manifest import Clip, dominant, target
+
+TEXT = "text"
+"""Name of the modality whose frames may be exchanged for another sentence's."""
+_LENGTH_POOL = 8
+"""Batches that are drawn together and sorted by length: little padding, and still a random order."""
+
+HalfFrames = npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """A set of clips with features and targets.
+
+    Attributes:
+        ids: N ids.
+        frames: modality -> N arrays `float16 [F, d]`.
+        targets: soft targets `float32 [N, 8]`.
+        attributes: `float32 [N, 3]`, NaN where missing.
+        intended: index of the acted class per example, -1 where there is none.
+        speakers: N speakers.
+    """
+
+    ids: tuple[str, ...]
+    frames: Mapping[str, Sequence[HalfFrames]]
+    targets: npt.NDArray[np.float32]
+    attributes: npt.NDArray[np.float32]
+    intended: npt.NDArray[np.int64]
+    speakers: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def dominant(self) -> npt.NDArray[np.int64]:
+        """Index of each target's dominant class, -1 without consensus."""
+        found = [dominant(row) for row in self.targets]
+        return np.array([-1 if index is None else index for index in found], np.int64)
+
+    def subset(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> "Examples":
+        """The examples at `indices`, in that order."""
+        return Examples(
+            ids=tuple(self.ids[i] for i in indices),
+            frames={name: [rows[i] for i in indices] for name, rows in self.frames.items()},
+            targets=self.targets[indices],
+            attributes=self.attributes[indices],
+            intended=self.intended[indices],
+            speakers=tuple(self.speakers[i] for i in indices),
+        )
+
+
+def examples_of(
+    clips: Sequence[Clip], features: Mapping[str, Mapping[str, HalfFrames]], intended_votes: float
+) -> Examples:
+    """Joins clips with their features by id.
+
+    Args:
+        clips: the clips.
+        features: modality -> id -> frames.
+        intended_votes: how many annotators the actor counts for.
+
+    Raises:
+        KeyError: if a clip has no features: rows are joined by id and never shifted.
+    """
+    return Examples(
+        ids=tuple(clip.id for clip in clips),
+        frames={name: [rows[clip.id] for clip in clips] for name, rows in features.items()},
+        targets=np.stack([target(clip, intended_votes) for clip in clips]),
+        attributes=np.array([clip.attributes for clip in clips], np.float32),
+        intended=np.array([-1 if c.intended is None else CLASSES.index(c.intended) for c in clips], np.int64),
+        speakers=tuple(clip.speaker for clip in clips),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Tensors of one training step: modality -> `[B, F, d]`, modality -> `bool [B, F]`, and labels."""
+
+    frames: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    labels: Labels
+
+
+def tensors(
+    frames: Mapping[str, Sequence[HalfFrames | Frames]], encoders: Mapping[str, EncoderSpec]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Padded frames and masks of the modalities in `encoders`."""
+    padded, masks = {}, {}
+    for name, encoder in encoders.items():
+        values, mask = collate(frames[name], encoder.stack)
+        padded[name], masks[name] = torch.from_numpy(values), torch.from_numpy(mask)
+    return padded, masks
+
+
+def make_batch(examples: Examples, encoders: Mapping[str, EncoderSpec]) -> Batch:
+    """All of `examples` as one batch."""
+    rated = ~np.isnan(examples.attributes)
+    frames, masks = tensors(examples.frames, encoders)
+    labels = Labels(
+        torch.from_numpy(examples.targets),
+        torch.from_numpy(np.where(rated, examples.attributes, 0.0).astype(np.float32)),
+        torch.from_numpy(rated),
+    )
+    return Batch(frames, masks, labels)
+
+
+def batches_by_length(
+    order: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], batch_size: int, rng: np.random.Generator
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Cuts a random order into batches of similar length, in a random order of batches."""
+    pool = batch_size * _LENGTH_POOL
+    batches: list[npt.NDArray[np.int64]] = []
+    for start in range(0, len(order), pool):
+        part = order[start : start + pool]
+        part = part[np.argsort(lengths[part], kind="stable")]
+        batches.extend(part[i : i + batch_size] for i in range(0, len(part), batch_size))
+    for index in rng.permutation(len(batches)):
+        yield batches[index]
+
+
+def balanced_subset(classes: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """A NEW random subset at every call: equally many per dominant class, and as many without consensus (-1).
+
+    The rarest class sets the size; fewer examples without consensus are all taken.
+    """
+    groups = {label: np.flatnonzero(classes == label) for label in np.unique(classes)}
+    size = min(len(rows) for label, rows in groups.items() if label >= 0)
+    drawn = [rng.choice(rows, min(size, len(rows)), replace=False) for rows in groups.values()]
+    return rng.permutation(np.concatenate(drawn))

@@ -1,0 +1,23 @@
+"""What can go wrong while training.
+
+    TrainError
+    |-- RecipeError    the recipe or the command line asks for something that cannot be
+    |-- CorpusError    the data folder is not what its corpus should be
+    `-- LeakageError   a speaker stands on both sides of a split
+"""
+
+
+class TrainError(Exception):
+    """Base of every error that training raises on purpose."""
+
+
+class RecipeError(TrainError):
+    """The recipe asks for something that cannot be."""
+
+
+class CorpusError(TrainError):
+    """The data folder is not what its corpus should be."""
+
+
+class LeakageError(TrainError):
+    """A speaker stands on both sides of a split."""

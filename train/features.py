@@ -1,0 +1,181 @@
+"""Frozen-encoder features of every clip, extracted once and kept.
+
+A cached array is named by what it was computed from: the audio file's hash, the encoder's description and the cutting
+rules. Change any of them and it is computed again; otherwise a second run only reads. Shards are written whole or not at
+all, so a run that is killed loses one shard's work.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from model import audio
+from model.audio import MIN_UTTERANCE, POST_PAD, PRE_PAD, VAD_WINDOW, Samples, bucket_length, pad_to
+from model.features import prosody_frames
+from model.network.encoders import load_text_encoder
+from model.recording import read_mono
+from model.sources import resolve, sha256_of
+from model.spec import EncoderSpec
+from model.text import TextTokenizer, word_frames
+from model.vad import speech_probabilities
+from model.whisper import Whisper
+from train.manifest import Clip
+
+HalfFrames = npt.NDArray[np.float16]
+Features = dict[str, HalfFrames]
+Progress = Callable[[str, int, int], None]
+"""(what, done, total)."""
+
+_SHARD: Final = 512
+_BATCH: Final = 16
+_SPEECH: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Extracted:
+    """Features of a set of clips: modality -> clip id -> frames, and clip id -> transcript."""
+
+    frames: dict[str, Features]
+    transcripts: dict[str, str]
+
+
+def cut_clip(samples: Samples) -> Samples:
+    """A clip as the daemon would cut it: from its first to its last speech window, with the same margins.
+
+    A clip in which the detector hears no speech is kept whole; longer clips keep their first 20 s.
+    """
+    speech = np.flatnonzero(speech_probabilities(samples) >= _SPEECH)
+    if len(speech):
+        start = max(0, int(speech[0]) * VAD_WINDOW - PRE_PAD)
+        samples = samples[start : min(len(samples), (int(speech[-1]) + 1) * VAD_WINDOW + POST_PAD)]
+    samples = samples[: audio.MAX_UTTERANCE]
+    return pad_to(samples, max(len(samples), MIN_UTTERANCE))
+
+
+class Cache:
+    """Arrays by name in safetensors shards under one folder per encoder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._where: dict[str, Path] = {}
+        for shard in sorted(folder.glob("*.safetensors")):
+            with safe_open(shard, framework="numpy") as file:
+                self._where |= dict.fromkeys(file.keys(), shard)
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """The names that are not cached yet, in order."""
+        return [name for name in dict.fromkeys(names) if name not in self._where]
+
+    def add(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        """Writes one shard, whole or not at all."""
+        digest = hashlib.sha256("".join(sorted(arrays)).encode()).hexdigest()[:16]
+        path = self._folder / f"{digest}.safetensors"
+        partial = path.with_suffix(".part")
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial)
+        os.replace(partial, path)
+        self._where |= dict.fromkeys(arrays, path)
+
+    def read(self, names: Sequence[str]) -> dict[str, npt.NDArray[np.generic]]:
+        """The arrays of `names`."""
+        by_shard: dict[Path, list[str]] = {}
+        for name in dict.fromkeys(names):
+            by_shard.setdefault(self._where[name], []).append(name)
+        found: dict[str, npt.NDArray[np.generic]] = {}
+        for shard, wanted in by_shard.items():
+            with safe_open(shard, framework="numpy") as file:
+                found |= {name: file.get_tensor(name) for name in wanted}
+        return found
+
+
+def encoder_key(encoder: EncoderSpec) -> str:
+    """Name of an encoder's cache folder: a hash of all that decides its features except `stack`."""
+    rules = {name: getattr(audio, name) for name in ("PRE_PAD", "POST_PAD", "BUCKET_MARGIN", "MIN_UTTERANCE")}
+    description = {**asdict(encoder), "stack": 0, "rules": rules}
+    return f"{encoder.name}-{hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:12]}"
+
+
+def extract_speech(
+    clips: Sequence[Clip], encoders: Mapping[str, EncoderSpec], cache: Path, progress: Progress
+) -> Extracted:
+    """Features of clips, for every encoder that reads audio, and the transcripts of the Whisper encoder."""
+    whisper_spec, prosody_spec = encoders["whisper"], encoders.get("prosody")
+    whisper_cache = Cache(cache / encoder_key(whisper_spec))
+    text_cache = Cache(cache / f"{encoder_key(whisper_spec)}-words")
+    prosody_cache = Cache(cache / encoder_key(prosody_spec)) if prosody_spec else None
+    names = {clip.id: sha256_of(clip.audio) for clip in clips}
+    missing = set(whisper_cache.missing(names.values())) | set(text_cache.missing(names.values()))
+    if prosody_cache:
+        missing |= set(prosody_cache.missing(names.values()))
+    todo = [clip for clip in clips if names[clip.id] in missing]
+    whisper = Whisper(resolve(whisper_spec.sources), compute_type=whisper_spec.compute_type) if todo else None
+    for start in range(0, len(todo), _SHARD):
+        part = todo[start : start + _SHARD]
+        assert whisper is not None
+        cut = {names[clip.id]: cut_clip(read_mono(clip.audio)) for clip in part}
+        if prosody_cache:
+            prosody_cache.add({name: prosody_frames(samples).astype(np.float16) for name, samples in cut.items()})
+        frames, words = _whisper_pass(whisper, cut)
+        whisper_cache.add(frames)
+        text_cache.add(words)
+        progress("speech features", start + len(part), len(todo))
+    result = {"whisper": _by_id(whisper_cache, names)}
+    if prosody_cache:
+        result["prosody"] = _by_id(prosody_cache, names)
+    raw = text_cache.read(list(names.values()))
+    transcripts = {clip: bytes(raw[name].astype(np.uint8)).decode().strip("\0") for clip, name in names.items()}
+    return Extracted(result, transcripts)
+
+
+def _by_id(cache: Cache, names: Mapping[str, str]) -> Features:
+    arrays = cache.read(list(names.values()))
+    return {clip: arrays[name].astype(np.float16, copy=False) for clip, name in names.items()}
+
+
+def _whisper_pass(whisper: Whisper, cut: Mapping[str, Samples]) -> tuple[Features, dict[str, npt.NDArray[np.generic]]]:
+    """Frames and UTF-8 transcripts of clips, in batches of one bucket."""
+    buckets: dict[int, list[str]] = {}
+    for name, samples in cut.items():
+        buckets.setdefault(bucket_length(len(samples)), []).append(name)
+    frames: Features = {}
+    words: dict[str, npt.NDArray[np.generic]] = {}
+    for members in buckets.values():
+        for start in range(0, len(members), _BATCH):
+            part = members[start : start + _BATCH]
+            encoded = whisper.encode([cut[name] for name in part])
+            transcripts = whisper.transcribe(encoded)
+            for name, rows, transcript in zip(part, encoded.frames, transcripts, strict=True):
+                frames[name] = rows.astype(np.float16)
+                words[name] = np.frombuffer(transcript.text.encode() or b"\0", np.uint8)
+    return frames, words
+
+
+def extract_text(
+    texts: Mapping[str, str], encoder: EncoderSpec, cache_folder: Path, progress: Progress
+) -> Features:
+    """Frames of texts by their key: equal texts are encoded once."""
+    cache = Cache(cache_folder / encoder_key(encoder))
+    names = {key: hashlib.sha256(text.encode()).hexdigest() for key, text in texts.items()}
+    by_name = {names[key]: text for key, text in texts.items()}
+    todo = sorted(cache.missing(names.values()), key=lambda name: len(by_name[name]))
+    if todo:
+        folder = resolve(encoder.sources)
+        tokenizer, network = TextTokenizer(folder / "tokenizer.json"), load_text_encoder(folder)
+        for start in range(0, len(todo), _SHARD):
+            part = todo[start : start + _SHARD]
+            tokens = tokenizer.encode([by_name[name] for name in part])
+            with torch.no_grad():
+                hidden = network(torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask)).numpy()
+            cache.add({n: f.astype(np.float16) for n, f in zip(part, word_frames(hidden, tokens), strict=True)})
+            progress("text features", start + len(part), len(todo))
+    return _by_id(cache, names)

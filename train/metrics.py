@@ -1,0 +1,139 @@
+"""Classification metrics with intervals from a bootstrap over SPEAKERS: clips of one speaker are not independent.
+
+Shapes: N = clips, 8 = classes in canonical order.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from model.labels import CLASSES
+
+Labels = npt.NDArray[np.int64]
+Probabilities = npt.NDArray[np.floating]
+Metric = Callable[[Labels, Labels], float]
+
+_RESAMPLES: Final = 1000
+_ECE_BINS: Final = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def confusion(truth: Labels, guess: Labels) -> npt.NDArray[np.int64]:
+    """Counts `[8, 8]`: rows are true classes, columns predicted ones."""
+    matrix = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
+    np.add.at(matrix, (truth, guess), 1)
+    return matrix
+
+
+def _recalls(matrix: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    totals = matrix.sum(axis=1)
+    return np.diag(matrix)[totals > 0] / totals[totals > 0]
+
+
+def unweighted_average_recall(truth: Labels, guess: Labels) -> float:
+    """UAR: mean recall over the classes that occur in `truth`."""
+    return float(_recalls(confusion(truth, guess)).mean())
+
+
+def class_f1(truth: Labels, guess: Labels) -> dict[str, float]:
+    """F1 per class that occurs in `truth`."""
+    matrix = confusion(truth, guess)
+    hits = np.diag(matrix)
+    sizes = matrix.sum(axis=1) + matrix.sum(axis=0)
+    return {
+        name: float(2 * hits[index] / sizes[index])
+        for index, name in enumerate(CLASSES)
+        if matrix[index].sum() > 0
+    }
+
+
+def macro_f1(truth: Labels, guess: Labels) -> float:
+    """Mean F1 over the classes that occur in `truth`."""
+    return float(np.mean(list(class_f1(truth, guess).values())))
+
+
+def accuracy(truth: Labels, guess: Labels) -> float:
+    """Share of correct guesses; equals micro-F1 for single labels."""
+    return float((truth == guess).mean())
+
+
+def soft_cross_entropy(targets: Probabilities, posterior: Probabilities) -> float:
+    """Mean cross-entropy in nats of posteriors `[N, 8]` against vote vectors `[N, 8]`."""
+    return float(-(targets * np.log(np.clip(posterior, 1e-9, 1.0))).sum(axis=1).mean())
+
+
+def jensen_shannon(targets: Probabilities, posterior: Probabilities) -> float:
+    """Mean Jensen-Shannon distance (square root of the divergence in bits, 0..1) to the vote vectors."""
+
+    def divergence(p: Probabilities, q: Probabilities) -> npt.NDArray[np.floating]:
+        return np.where(p > 0, p * np.log2(np.clip(p, 1e-12, 1) / np.clip(q, 1e-12, 1)), 0.0).sum(axis=1)
+
+    middle = (targets + posterior) / 2
+    value = (divergence(targets, middle) + divergence(posterior, middle)) / 2
+    return float(np.sqrt(np.clip(value, 0, 1)).mean())
+
+
+def calibration_error(truth: Labels, posterior: Probabilities) -> float:
+    """ECE: mean gap between confidence and accuracy over bins of confidence, weighted by their size."""
+    confidence, hit = posterior.max(axis=1), posterior.argmax(axis=1) == truth
+    bins = np.minimum((confidence * _ECE_BINS).astype(int), _ECE_BINS - 1)
+    gaps = [
+        abs(confidence[bins == index].mean() - hit[bins == index].mean()) * (bins == index).mean()
+        for index in np.unique(bins)
+    ]
+    return float(np.sum(gaps))
+
+
+def speaker_bootstrap(
+    speakers: Sequence[str], statistic: Callable[[npt.NDArray[np.int64]], float], seed: int = 0
+) -> Estimate:
+    """95 % interval of `statistic(rows)` when whole speakers are drawn with replacement."""
+    names = np.array(speakers)
+    rows_of = [np.flatnonzero(names == name) for name in np.unique(names)]
+    rng = np.random.default_rng(seed)
+    values = [
+        statistic(np.concatenate([rows_of[i] for i in rng.integers(len(rows_of), size=len(rows_of))]))
+        for _ in range(_RESAMPLES)
+    ]
+    low, high = np.percentile(values, [2.5, 97.5])
+    return Estimate(statistic(np.arange(len(names))), float(low), float(high))
+
+
+def interval(metric: Metric, truth: Labels, guess: Labels, speakers: Sequence[str]) -> Estimate:
+    """A metric with its speaker-bootstrap interval."""
+    return speaker_bootstrap(speakers, lambda rows: metric(truth[rows], guess[rows]))
+
+
+def paired_difference(
+    metric: Metric, truth: Labels, first: Labels, second: Labels, speakers: Sequence[str]
+) -> Estimate:
+    """`metric(first) - metric(second)` on the same clips: a gain is real where the interval excludes 0."""
+    return speaker_bootstrap(
+        speakers, lambda rows: metric(truth[rows], first[rows]) - metric(truth[rows], second[rows])
+    )
+
+
+def balanced_macro_f1(truth: Labels, guess: Labels, resamples: int, seed: int) -> float:
+    """Macro-F1 averaged over class-balanced resamples of the rows: the selection metric of stages 1 and 2."""
+    rng = np.random.default_rng(seed)
+    groups = [np.flatnonzero(truth == label) for label in np.unique(truth)]
+    size = min(map(len, groups))
+    values = []
+    for _ in range(resamples):
+        rows = np.concatenate([rng.choice(group, size, replace=False) for group in groups])
+        values.append(macro_f1(truth[rows], guess[rows]))
+    return float(np.mean(values))
