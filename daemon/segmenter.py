@@ -11,9 +11,10 @@ Every VAD window (512 samples) is one step. The states and what moves between th
     TRAILING   p >= onset                         SPEECH     -
     TRAILING   p <  onset       run < endpoint    TRAILING   -
     TRAILING   p <  onset       run = endpoint    SILENCE    Cut(end of last speech window + post_pad)
+    TRAILING                    at max_utterance  SILENCE    Cut(the same, forced)
 
 Speech that goes on past `max_utterance` is cut behind the quietest window of its last three seconds, and goes on as the
-next utterance. Windows lie on the stream's own grid, so the way that audio is chunked cannot move a boundary.
+next utterance; where it just pauses, the pause ends it. Windows lie on the stream's own grid, so the way that audio is chunked cannot move a boundary.
 """
 
 import enum
@@ -138,8 +139,11 @@ class Segmenter:
             return self._step_silence(window_start, probability)
         self._probabilities.append(probability)
         outputs = self._step_speech(probability)
-        if self.speaking and self._position - self._start >= MAX_UTTERANCE - POST_PAD:
+        length = self._position - self._start
+        if self._state is _State.SPEECH and length >= MAX_UTTERANCE - POST_PAD:
             outputs.append(self._force())
+        elif self._state is _State.TRAILING and length >= MAX_UTTERANCE:
+            outputs.append(self._close(forced=True))
         return outputs
 
     def _step_silence(self, window_start: int, probability: float) -> list[Started | Cut]:
@@ -167,14 +171,13 @@ class Segmenter:
         return [self._close(forced=False)] if self._run >= self._endpoint else []
 
     def _force(self) -> Cut:
-        """Cuts behind the quietest window of the last seconds; the rest opens the next utterance."""
-        recent = self._probabilities[-(_FORCED_SEARCH // VAD_WINDOW) :]
-        behind = len(recent) - 1 - min(range(len(recent)), key=lambda i: recent[i])
+        """Cuts behind the quietest window of the last seconds; the rest, at least this window, opens the next utterance."""
+        recent = self._probabilities[-(_FORCED_SEARCH // VAD_WINDOW) : -1]
+        behind = len(recent) - min(range(len(recent)), key=lambda i: recent[i])
         end = self._position - behind * VAD_WINDOW
         cut = Cut(self._start, end, self._position, forced=True)
         self._start = self._earliest = end
-        self._speech_end = max(self._speech_end, end)
-        self._probabilities = self._probabilities[len(self._probabilities) - behind :]
+        self._probabilities = self._probabilities[-behind:]
         return cut
 
     def _close(self, *, forced: bool) -> Cut:

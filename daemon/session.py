@@ -67,7 +67,7 @@ class ChannelStream:
         return outputs
 
     def finish(self) -> list[Output]:
-        """Ends the open utterance; the samples of an unfinished window count as speech if the utterance was open."""
+        """Ends the open utterance at the last whole window; the samples of an unfinished one belong to what follows."""
         outputs = self._cut(self._segmenter.finish())
         self._release()
         return outputs

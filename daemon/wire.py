@@ -62,7 +62,9 @@ def _emotion_fields(event: EmotionEvent) -> dict[str, str]:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{round(value, _DECIMALS):g}" if value == int(value) else f"{value:.6f}"
+    if value is None:
+        return ""
+    return str(int(value)) if value == int(value) else f"{value:.{_DECIMALS}f}"
 
 
 def emotion_message(event: EmotionEvent) -> Message:

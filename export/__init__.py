@@ -1,1 +1,1 @@
-"""Export: a trained checkpoint to an ONNX bundle, with proof that nothing changed."""
+"""From a trained checkpoint to a bundle: ONNX graphs, checked against torch before anything is written."""

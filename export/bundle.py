@@ -1,100 +1,136 @@
-"""Writes a bundle from a trained checkpoint, or refuses to."""
+"""Writing a bundle: export, check, and only then move it into place."""
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from export.errors import ExportError
-from export.parity import TOLERANCES, measure, require
-from export.quantize import quantize_text_encoder
-from export.to_onnx import OPSET, export_fusion, export_meta, export_text_encoder, fusion_encoders
-from model.bundle import ENSEMBLE_GRAPH, TEXT_GRAPH, TEXT_TOKENIZER, Manifest, hash_files, read_bundle, write_manifest
+import onnx
+
+from export.errors import DestinationError
+from export.parity import Figure, Limits, TextReference, check, measure, measure_text_graph
+from export.quantize import shrink_text_encoder
+from export.to_onnx import OPSET, export_ensemble, export_member, export_meta, export_text_encoder
+from model.bundle import (
+    ENSEMBLE,
+    Manifest,
+    ensemble_inputs,
+    ensemble_outputs,
+    read_bundle,
+    tokenizer_file,
+    write_manifest,
+)
 from model.network.checkpoint import Checkpoint, load_checkpoint
-from model.network.encoders import TextEncoder, load_text_encoder
-from model.runtime import ENSEMBLE_OUTPUTS, EnsembleRuntime
-from model.sources import resolve, sha256_of
+from model.sources import WEIGHTS, resolve_encoder, sha256_of
 from model.spec import EncoderSpec, EnsembleSpec
 
-Step = Callable[[str], None]
-WHISPER_WEIGHTS = "model.bin"
+Progress = Callable[[str, int, int], None]
+"""(what, done, total)."""
 
 
-def write_bundle(checkpoint_folder: Path, out: Path, on_step: Step = lambda name: None) -> Manifest:
-    """Exports, proves parity, and only then puts the bundle in place; an existing bundle at `out` is replaced whole.
+def write_bundle(
+    checkpoint_folder: Path, out: Path, progress: Progress = lambda what, done, total: None, limits: Limits | None = None
+) -> Manifest:
+    """Exports a checkpoint to a new folder `out`, which appears only once everything is written and checked.
+
+    Args:
+        checkpoint_folder: what `train` wrote.
+        out: the bundle's folder; must not exist.
+        progress: told what is done.
+        limits: largest accepted differences from the networks.
 
     Raises:
+        DestinationError: if `out` exists.
         ParityError: if a graph does not compute what its network computes; nothing is written then.
-        ExportError: if `out` holds something that is not a bundle.
+        SpecError: if the checkpoint is not complete.
+        SourceError: if the weights of an encoder are not to be had.
     """
-    if out.exists() and not (out / "manifest.json").is_file() and any(out.iterdir()):
-        raise ExportError(f"{out} holds files but no bundle: choose an empty folder")
-    checkpoint = load_checkpoint(checkpoint_folder)
+    if out.exists():
+        raise DestinationError(f"{out} exists already: remove it or name another folder")
+    checkpoint, limits = load_checkpoint(checkpoint_folder), limits or Limits()
+    text = text_reference(checkpoint.spec)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent, prefix=".bundle-") as temporary:
-        folder = Path(temporary) / "bundle"
-        text_encoder = _write_graphs(checkpoint, folder, on_step)
-        on_step("parity")
-        figures = measure(checkpoint, folder, text_encoder)
-        require(figures)
-        (folder / "MODEL_CARD.md").write_text(checkpoint.model_card, encoding="utf-8")
-        manifest = _manifest(checkpoint, folder, figures)
-        write_manifest(folder, manifest)
-        EnsembleRuntime(read_bundle(folder), threads=1)
-        if out.exists():
-            shutil.rmtree(out)
-        shutil.move(folder, out)
+    with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
+        staged = Path(temporary) / out.name
+        staged.mkdir()
+        figures = _write_graphs(checkpoint, text, staged, progress, limits)
+        (staged / "MODEL_CARD.md").write_text(checkpoint.model_card, encoding="utf-8")
+        manifest = write_manifest(staged, _manifest(checkpoint, staged))
+        figures += measure(checkpoint, read_bundle(staged), text, limits)
+        check(figures)
+        parity = {figure.name: figure.value for figure in figures}
+        tolerances = {figure.name: figure.limit for figure in figures}
+        manifest = write_manifest(staged, replace(manifest, parity=parity, tolerances=tolerances))
+        read_bundle(staged)
+        os.replace(staged, out)
     return manifest
 
 
-def _write_graphs(checkpoint: Checkpoint, folder: Path, on_step: Step) -> TextEncoder | None:
+def text_reference(spec: EnsembleSpec) -> TextReference | None:
+    """The text encoder in torch, None where the ensemble reads no text.
+
+    Raises:
+        SourceError: if no source has its weights.
+    """
+    encoder = next((encoder for encoder in spec.encoders if encoder.kind == "text-transformer"), None)
+    return TextReference(encoder) if encoder else None
+
+
+def _write_graphs(
+    checkpoint: Checkpoint, text: TextReference | None, folder: Path, progress: Progress, limits: Limits
+) -> list[Figure]:
+    """Writes every graph and tokenizer; measures the float32 text encoder, which does not stay."""
     encoders = {encoder.name: encoder for encoder in checkpoint.spec.encoders}
-    for member in checkpoint.members:
-        on_step(f"member {member.spec.name}")
-        path = folder / "members" / f"{member.spec.name}.onnx"
-        export_fusion(member, fusion_encoders(member, encoders), ["logits", "attributes"], path)
-    on_step("meta-classifier")
-    export_meta(checkpoint.meta, len(checkpoint.members), folder / "meta.onnx")
-    on_step("ensemble")
-    ensemble = checkpoint.ensemble()
-    export_fusion(ensemble, fusion_encoders(ensemble, encoders), ENSEMBLE_OUTPUTS, folder / ENSEMBLE_GRAPH)
-    if "text" not in encoders:
-        return None
-    on_step("text encoder")
-    source = resolve(encoders["text"].sources)
-    text_encoder = load_text_encoder(source)
-    with TemporaryDirectory() as temporary:
-        exact = Path(temporary) / "text.onnx"
-        export_text_encoder(text_encoder, exact)
-        quantize_text_encoder(exact, folder / TEXT_GRAPH)
-    (folder / TEXT_TOKENIZER).parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source / "tokenizer.json", folder / TEXT_TOKENIZER)
-    return text_encoder
+    total, figures = len(checkpoint.members) + 3, []
+    for name in ("encoders", "members", "tokenizers"):
+        (folder / name).mkdir()
+    for encoder in checkpoint.spec.encoders:
+        if encoder.kind == "text-transformer" and text is not None:
+            graph = export_text_encoder(text.network)
+            figures.append(measure_text_graph(text, graph.SerializeToString(), limits))
+            check(figures)  # the other graphs take minutes
+            onnx.save(shrink_text_encoder(graph), folder / graph_file(encoder))
+            shutil.copyfile(text.folder / "tokenizer.json", folder / tokenizer_file(encoder.name))
+    progress("export", 1, total)
+    for done, member in enumerate(checkpoint.members, 2):
+        onnx.save(export_member(member, encoders), folder / "members" / f"{member.spec.name}.onnx")
+        progress("export", done, total)
+    onnx.save(export_meta(checkpoint.meta, len(checkpoint.members)), folder / "meta.onnx")
+    progress("export", total - 1, total)
+    onnx.save(export_ensemble(checkpoint.ensemble()), folder / ENSEMBLE)
+    progress("export", total, total)
+    return figures
 
 
-def _manifest(checkpoint: Checkpoint, folder: Path, figures: dict[str, float]) -> Manifest:
-    encoders = tuple(_served(encoder, folder) for encoder in checkpoint.spec.encoders)
-    spec = checkpoint.spec
+def graph_file(encoder: EncoderSpec) -> str:
+    """Where the bundle keeps an encoder's graph."""
+    return f"encoders/{encoder.name}.onnx"
+
+
+def _manifest(checkpoint: Checkpoint, folder: Path) -> Manifest:
+    spec = replace(checkpoint.spec, encoders=tuple(_located(e, folder) for e in checkpoint.spec.encoders))
     return Manifest(
         name=checkpoint.name,
-        ensemble=EnsembleSpec(encoders, spec.members, spec.trained_classes, spec.trained_attributes),
+        ensemble=spec,
         temperature=checkpoint.temperature,
         abstain_below=checkpoint.abstain_below,
         metrics=checkpoint.metrics,
         training=checkpoint.training,
         opset=OPSET,
-        tolerances=dict(TOLERANCES),
-        parity=figures,
-        files=hash_files(folder),
+        tolerances={},
+        parity={},
+        inputs=ensemble_inputs(spec),
+        outputs=ensemble_outputs(spec),
     )
 
 
-def _served(encoder: EncoderSpec, folder: Path) -> EncoderSpec:
-    """An encoder as the bundle carries it: with the hash of its weights, wherever they are."""
+def _located(encoder: EncoderSpec, folder: Path) -> EncoderSpec:
+    """The encoder as the bundle describes it: with its own graph, or with the hash of the weights outside."""
     if encoder.kind == "text-transformer":
-        graph = sha256_of(folder / TEXT_GRAPH)
-        return replace(encoder, sources=(f"bundle:{TEXT_GRAPH}",), sha256=graph, compute_type="int8")
-    if encoder.kind == "whisper-ctranslate2":
-        return replace(encoder, sha256=sha256_of(resolve(encoder.sources) / WHISPER_WEIGHTS))
+        graph = graph_file(encoder)
+        return replace(encoder, sources=(f"bundle:{graph}",), sha256=sha256_of(folder / graph))
+    if encoder.kind in WEIGHTS:
+        return replace(encoder, sha256=sha256_of(resolve_encoder(encoder) / WEIGHTS[encoder.kind]))
     return encoder

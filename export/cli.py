@@ -1,62 +1,89 @@
-"""`medusa-export`: a trained checkpoint to a bundle."""
+"""`medusa-export`: from a checkpoint to a bundle, and from a bundle back to its checkpoint."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from transformers.utils import logging as transformers_logging
 
-from export.bundle import write_bundle
+from export.bundle import Progress as Report
+from export.bundle import text_reference, write_bundle
 from export.errors import ExportError
-from export.parity import TOLERANCES, measure, require
-from model.bundle import BundleError
+from export.parity import Figure, Limits, check, measure
+from model.bundle import BundleError, read_bundle
 from model.network.checkpoint import load_checkpoint
-from model.network.encoders import load_text_encoder
-from model.sources import SourceError, resolve
+from model.sources import SourceError
 from model.spec import SpecError
 
-app = typer.Typer(help="Turn a trained ensemble into an ONNX bundle.", no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(help="Turn a checkpoint into a bundle.", no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console(stderr=True)
 
-CheckpointArgument = Annotated[Path, typer.Argument(help="Folder that medusa-train wrote (RUN/checkpoint).", file_okay=False)]
-_OWN_ERRORS = (ExportError, BundleError, SpecError, SourceError)
+CheckpointArgument = Annotated[Path, typer.Argument(help="Folder that medusa-train wrote.", exists=True, file_okay=False)]
+OutArgument = Annotated[Path, typer.Argument(help="Folder of the new bundle; must not exist.")]
+BundleArgument = Annotated[Path, typer.Argument(help="Folder of a bundle.", exists=True, file_okay=False)]
 
 
 @app.command()
-def bundle(checkpoint: CheckpointArgument, out: Annotated[Path, typer.Argument(help="Folder of the new bundle.")]) -> None:
-    """Export everything, prove parity, write the bundle.
+def bundle(checkpoint: CheckpointArgument, out: OutArgument) -> None:
+    """Export a checkpoint; the bundle appears only if every graph computes what its network computes.
 
-    Example: medusa-export bundle runs/default/checkpoint bundles/mine
+    Example: medusa-export bundle runs/default/checkpoint daemon/bundles/default
     """
-    try:
-        with console.status("exporting") as status:
-            manifest = write_bundle(checkpoint, out, lambda name: status.update(f"exporting: {name}"))
-    except _OWN_ERRORS as error:
-        console.print(f"[red]{error}[/red]", highlight=False)
-        raise typer.Exit(2) from error
-    console.print(f"{manifest.bundle_id} is in {out}")
-    _print_figures(manifest.parity)
+    with _told(), _progress() as report:
+        manifest = write_bundle(checkpoint, out, report)
+    _show([Figure(name, value, manifest.tolerances[name]) for name, value in manifest.parity.items()])
+    size = sum((out / name).stat().st_size for name in manifest.files)
+    console.print(f"{manifest.bundle_id}: {size / 1e6:.1f} MB in {out}", highlight=False)
 
 
 @app.command()
-def parity(checkpoint: CheckpointArgument, folder: Annotated[Path, typer.Argument(metavar="BUNDLE", file_okay=False)]) -> None:
-    """Measure a bundle against the checkpoint it came from.
+def parity(checkpoint: CheckpointArgument, bundle: BundleArgument) -> None:
+    """Compare every graph of a bundle with the networks of a checkpoint.
 
-    Example: medusa-export parity runs/default/checkpoint bundles/mine
+    Example: medusa-export parity runs/default/checkpoint daemon/bundles/default
     """
+    with _told():
+        trained, found = load_checkpoint(checkpoint), read_bundle(bundle)
+        with _progress():
+            figures = measure(trained, found, text_reference(trained.spec), Limits())
+        _show(figures)
+        check(figures)
+
+
+def _show(figures: list[Figure]) -> None:
+    table = Table("graph against network", "difference", "accepted")
+    for figure in figures:
+        colour = "green" if figure.passes else "red"
+        table.add_row(figure.name, f"[{colour}]{figure.value:.2e}[/{colour}]", f"{figure.limit:.0e}")
+    console.print(table)
+
+
+@contextmanager
+def _progress() -> Iterator[Report]:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators of packages that are not used here
+    transformers_logging.disable_progress_bar()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("load", total=None)
+
+        def report(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total)
+
+        yield report
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turns our own errors into one line and exit status 2."""
     try:
-        trained = load_checkpoint(checkpoint)
-        text = next((e for e in trained.spec.encoders if e.name == "text"), None)
-        encoder = load_text_encoder(resolve(text.sources)) if text else None
-        figures = measure(trained, folder, encoder)
-        _print_figures(figures)
-        require(figures)
-    except _OWN_ERRORS as error:
-        console.print(f"[red]{error}[/red]", highlight=False)
+        yield
+    except (ExportError, BundleError, SourceError, SpecError) as error:
+        console.print(f"[red]{type(error).__name__}:[/red] ", end="")
+        console.print(str(error), markup=False, highlight=False)
         raise typer.Exit(2) from error
-
-
-def _print_figures(figures: dict[str, float]) -> None:
-    for name, value in figures.items():
-        limit = f"(limit {TOLERANCES[name]:.0e})" if name in TOLERANCES else ""
-        console.print(f"  {name:28} {value:.2e} {limit}", highlight=False)

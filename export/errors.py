@@ -1,13 +1,18 @@
 """What can go wrong while exporting.
 
     ExportError
-    `-- ParityError    an exported graph does not compute what its network computes: no bundle is written
+    |-- DestinationError   the place for the bundle is taken
+    `-- ParityError        a graph does not compute what its network computes
 """
 
 
 class ExportError(Exception):
-    """Base of every error that export raises on purpose."""
+    """Base of every error that exporting raises on purpose."""
+
+
+class DestinationError(ExportError):
+    """The place for the bundle is taken."""
 
 
 class ParityError(ExportError):
-    """An exported graph does not compute what its network computes."""
+    """A graph does not compute what its network computes; the message names the worst figure."""

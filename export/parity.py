@@ -1,180 +1,282 @@
-"""Proof that exported graphs compute what their networks compute.
+"""Graphs against networks: does a bundle compute what was trained?
 
-Random frames of many lengths and batch sizes, with texts of no words, go through both; so do padding and neighbours, which
-must not matter. The figures are the largest absolute differences of posteriors.
+Posteriors are compared, not logits: they are what a client sees. Attributes are compared over their range of 6.
+
+Shapes: B = batch, F = frames, T = tokens, M = members, K = compared values, d = width of a frame.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
+import onnxruntime
 import torch
+from torch import nn
 
 from export.errors import ParityError
-from export.to_onnx import fusion_encoders
+from export.to_onnx import META_INPUT
+from model.bundle import ENSEMBLE, TEXT_OUTPUT, Bundle, inputs_of, mask_of
 from model.features import Frames, collate
+from model.labels import ATTRIBUTE_RANGE
 from model.network.checkpoint import Checkpoint
-from model.network.encoders import TextEncoder
-from model.network.metaclassifier import WIDTH, Ensemble
-from model.runtime import ENSEMBLE_OUTPUTS, MASK_SUFFIX, make_session
+from model.network.encoders import TextEncoder, load_text_encoder
+from model.network.metaclassifier import WIDTH
+from model.runtime import EnsembleRuntime, OnnxTextEncoder, make_session, text_encoder_of
+from model.sources import resolve_encoder
 from model.spec import EncoderSpec
 from model.text import TextTokenizer, word_frames
 
-BATCHES: Final = (1, 2, 7)
-STEPS: Final = (1, 2, 13, 60, 126)
-"""Lengths in steps of a member: the least, a few seconds, the longest utterance (20 s of 160 ms) and one more."""
-TOLERANCES: Final = {
-    "member_logits": 1e-4,
-    "meta_logits": 1e-4,
-    "ensemble_posterior": 1e-5,
-    "batch_invariance": 1e-5,
-    "padding_invariance": 1e-5,
-    "quantised_text_posterior": 2e-2,
-}
-_TEXTS: Final = (
+Array = npt.NDArray[np.float32]
+Feed = dict[str, npt.NDArray[Any]]
+Comparable = Callable[[Sequence[Array]], Array]
+"""A graph's outputs as one array `[B, K]` in units of probability."""
+
+TEXTS: Final = (
     "",
-    "Hello.",
+    "no",
     "The airplane is almost full.",
-    "I am so angry with your service.",
-    "Thank you very much, that was wonderful, and I will certainly tell my friends about it.",
-    "We have been waiting for three weeks now and nobody was able to tell us where the parcel is or when it will arrive.",
+    "I am so sorry for your loss, this is heartbreaking.",
+    "   ",
+    "What the hell are you doing? I have been waiting for three weeks and nobody answers my calls!",
+    " ".join(["and then they laughed"] * 60),  # longer than the encoder takes: cut
 )
-
-Items = list[dict[str, Frames]]
-
-
-def random_items(encoders: Mapping[str, EncoderSpec], batch: int, steps: int, seed: int) -> Items:
-    """`batch` items of up to `steps` steps per modality, off the multiples of `stack`; every third has no text."""
-    rng = np.random.default_rng(seed)
-    items: Items = []
-    for row in range(batch):
-        item = {}
-        for name, encoder in encoders.items():
-            longest = encoder.stack * steps
-            length = 1 if encoder.kind == "functionals" else max(1, longest - int(rng.integers(0, longest // 2 + 1)))
-            if encoder.kind == "text-transformer" and row % 3 == 2:
-                length = 0
-            item[name] = rng.standard_normal((length, encoder.dim)).astype(np.float32)
-        items.append(item)
-    return items
+_BATCH_SIZES: Final = (1, 2, len(TEXTS))
+_EXTRA_STEPS: Final = 3
+_PADDING_VALUE: Final = 9.0
+_META_ROWS: Final = 7
+_RANGE: Final = ATTRIBUTE_RANGE[1] - ATTRIBUTE_RANGE[0]
 
 
-def graph_feeds(items: Sequence[Mapping[str, Frames]], encoders: Mapping[str, EncoderSpec]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
-    """Padded inputs of a fusion graph."""
-    feeds = {}
-    for name, encoder in encoders.items():
-        feeds[name], feeds[name + MASK_SUFFIX] = collate([item[name] for item in items], encoder.stack)
-    return feeds
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Largest accepted differences.
+
+    Attributes:
+        posterior: of a float32 graph from its network, of padded from unpadded, of a batch from single utterances.
+        hidden: of the float32 text encoder's hidden states, relative L2.
+        shrunk: of the shrunk text encoder's hidden states, relative L2.
+        bundle: of the posterior of the whole bundle, shrunk text encoder included.
+    """
+
+    posterior: float = 1e-5
+    hidden: float = 1e-5
+    shrunk: float = 2e-2
+    bundle: float = 2e-2
 
 
-def _torch_inputs(feeds: Mapping[str, np.ndarray], encoders: Mapping[str, EncoderSpec]):  # type: ignore[no-untyped-def,type-arg]
-    frames = {name: torch.from_numpy(feeds[name]) for name in encoders}
-    masks = {name: torch.from_numpy(feeds[name + MASK_SUFFIX]) for name in encoders}
-    return frames, masks
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One measured difference and what is accepted."""
+
+    name: str
+    value: float
+    limit: float
+
+    @property
+    def passes(self) -> bool:
+        """Whether it is accepted; NaN is not."""
+        return self.value <= self.limit
 
 
-@torch.no_grad()
-def measure(checkpoint: Checkpoint, folder: Path, text_encoder: TextEncoder | None) -> dict[str, float]:
-    """Largest differences between the networks of `checkpoint` and the graphs in `folder`."""
-    encoders = {encoder.name: encoder for encoder in checkpoint.spec.encoders}
-    ensemble = checkpoint.ensemble()
-    figures = {"member_logits": 0.0, "meta_logits": _measure_meta(checkpoint, folder)}
-    for member in checkpoint.members:
-        used = fusion_encoders(member, encoders)
-        session = make_session(folder / "members" / f"{member.spec.name}.onnx", 1)
-        for batch in BATCHES:
-            for steps in STEPS:
-                feeds = graph_feeds(random_items(used, batch, steps, seed=batch + steps), used)
-                expected = member(*_torch_inputs(feeds, used))[0].numpy()
-                got = np.asarray(session.run(["logits"], feeds)[0])
-                figures["member_logits"] = max(figures["member_logits"], _difference(expected, got))
-    figures |= _measure_ensemble(ensemble, folder / "ensemble.onnx", fusion_encoders(ensemble, encoders))
-    if text_encoder is not None:
-        figures |= measure_text(ensemble, encoders, text_encoder, folder)
+def check(figures: Sequence[Figure]) -> None:
+    """Accepts figures that all pass.
+
+    Raises:
+        ParityError: naming the worst.
+    """
+    failed = [figure for figure in figures if not figure.passes]
+    if failed:
+        worst = max(failed, key=lambda figure: np.nan_to_num(figure.value, nan=np.inf) / max(figure.limit, 1e-30))
+        raise ParityError(
+            f"{worst.name}: the difference is {worst.value:.3g}, at most {worst.limit:g} is accepted "
+            f"({len(failed)} of {len(figures)} figures fail)"
+        )
+
+
+class TextReference:
+    """The text encoder in torch, from the sources of the checkpoint.
+
+    Raises:
+        SourceError: if no source has the weights.
+    """
+
+    def __init__(self, encoder: EncoderSpec) -> None:
+        self.folder = resolve_encoder(encoder)
+        self.network: TextEncoder = load_text_encoder(self.folder)
+        self.tokenizer = TextTokenizer(self.folder / "tokenizer.json")
+
+    def encode(self, texts: Sequence[str]) -> list[Frames]:
+        """Frames `float32 [F, d]` of each text."""
+        batch = self.tokenizer.encode(texts)
+        with torch.no_grad():
+            hidden = self.network(torch.from_numpy(batch.ids), torch.from_numpy(batch.mask))
+        return word_frames(hidden.numpy(), batch)
+
+
+def measure_text_graph(reference: TextReference, graph: bytes, limits: Limits) -> Figure:
+    """The float32 graph of a text encoder against its network, alone and in a batch."""
+    session = make_session(graph, threads=1)
+    worst = 0.0
+    for texts in ([TEXTS[1]], TEXTS):
+        batch = reference.tokenizer.encode(texts)
+        (hidden,) = session.run([TEXT_OUTPUT], {"ids": batch.ids, "mask": batch.mask})
+        worst = max(worst, _relative(reference.encode(texts), word_frames(hidden, batch)))
+    return Figure("text encoder, float32", worst, limits.hidden)
+
+
+def measure(
+    checkpoint: Checkpoint, bundle: Bundle, text: TextReference | None, limits: Limits
+) -> list[Figure]:
+    """Every graph of a bundle against the checkpoint it should come from."""
+    items = example_items(checkpoint)
+    figures = [*_ensemble_figures(checkpoint, bundle.path, items, limits)]
+    figures += [_member_figure(checkpoint, index, bundle.path, items, limits) for index in range(len(checkpoint.members))]
+    figures.append(_meta_figure(checkpoint, bundle.path, limits))
+    if text is not None:
+        shipped = OnnxTextEncoder(bundle, threads=1)
+        alone = [shipped.encode([sentence])[0] for sentence in TEXTS]
+        figures.append(Figure("text encoder", _relative(text.encode(TEXTS), alone), limits.shrunk))
+        figures.append(Figure("text encoder, neighbours", _relative(alone, shipped.encode(TEXTS)), limits.hidden))
+    figures.append(_bundle_figure(checkpoint, bundle, text, items, limits))
     return figures
 
 
-def _measure_meta(checkpoint: Checkpoint, folder: Path) -> float:
-    session = make_session(folder / "meta.onnx", 1)
+def example_items(checkpoint: Checkpoint) -> list[dict[str, Frames]]:
+    """Utterances of many lengths: the shortest, multiples of `stack` and others, a transcript without words.
+
+    Frames are random with the mean and deviation of the training data, as the members standardise them.
+    """
+    generator = np.random.default_rng(0)
+    items: list[dict[str, Frames]] = [{} for _ in TEXTS]
+    for shift, encoder in enumerate(inputs_of(checkpoint.spec)):
+        stack = encoder.stack
+        lengths = [1, stack, stack + 1, 3 * stack - 1, 10 * stack, 17 * stack + stack // 2, 40 * stack]
+        if encoder.kind == "text-transformer":
+            lengths[0] = 0
+        member = next(member for member in checkpoint.members if encoder.name in member.spec.modalities)
+        statistics = member.stacks[encoder.name]
+        mean, scale = (getattr(statistics, name).numpy() for name in ("mean", "scale"))
+        for index, item in enumerate(items):
+            values = generator.standard_normal((lengths[(index + shift) % len(lengths)], encoder.dim))
+            item[encoder.name] = (values / scale + mean).astype(np.float32)
+    return items
+
+
+def _ensemble_figures(
+    checkpoint: Checkpoint, folder: Path, items: Sequence[Mapping[str, Frames]], limits: Limits
+) -> list[Figure]:
+    session = make_session(folder / ENSEMBLE, threads=1)
+    encoders = inputs_of(checkpoint.spec)
+    worst = _worst(session, checkpoint.ensemble(), encoders, items, _ensemble_values)
+    together = _ensemble_values(session.run(None, _feed(encoders, items)))
+    padded = _ensemble_values(session.run(None, _feed(encoders, items, _EXTRA_STEPS)))
+    alone = np.concatenate([_ensemble_values(session.run(None, _feed(encoders, [item]))) for item in items])
+    return [
+        Figure("ensemble", worst, limits.posterior),
+        Figure("ensemble, padding", _largest(together - padded), limits.posterior),
+        Figure("ensemble, neighbours", _largest(together - alone), limits.posterior),
+    ]
+
+
+def _member_figure(
+    checkpoint: Checkpoint, index: int, folder: Path, items: Sequence[Mapping[str, Frames]], limits: Limits
+) -> Figure:
+    member = checkpoint.members[index]
+    session = make_session(folder / "members" / f"{member.spec.name}.onnx", threads=1)
+    encoders = tuple(checkpoint.spec.encoder(name) for name in member.spec.modalities)
+    return Figure(
+        f"member {member.spec.name}", _worst(session, member, encoders, items, _head_values), limits.posterior
+    )
+
+
+def _meta_figure(checkpoint: Checkpoint, folder: Path, limits: Limits) -> Figure:
+    shape = (_META_ROWS, WIDTH * len(checkpoint.members))
+    outputs = np.random.default_rng(0).random(shape, np.float32)
+    with torch.no_grad():
+        expected = [tensor.numpy() for tensor in checkpoint.meta(torch.from_numpy(outputs))]
+    found = make_session(folder / "meta.onnx", threads=1).run(None, {META_INPUT: outputs})
+    return Figure("meta-classifier", _largest(_head_values(expected) - _head_values(found)), limits.posterior)
+
+
+def _bundle_figure(
+    checkpoint: Checkpoint,
+    bundle: Bundle,
+    text: TextReference | None,
+    items: Sequence[Mapping[str, Frames]],
+    limits: Limits,
+) -> Figure:
+    """What a client sees, words included, against the networks."""
+    expected_items, found_items = [dict(item) for item in items], [dict(item) for item in items]
+    encoder = text_encoder_of(bundle)
+    if text is not None and encoder is not None:
+        shipped = OnnxTextEncoder(bundle, threads=1)
+        for rows, frames in ((expected_items, text.encode(TEXTS)), (found_items, shipped.encode(TEXTS))):
+            for row, words in zip(rows, frames, strict=True):
+                row[encoder.name] = words
+    expected = _torch_run(checkpoint.ensemble(), inputs_of(checkpoint.spec), expected_items)[0]
+    found = np.array([scores.probabilities for scores in EnsembleRuntime(bundle, threads=1).score(found_items)])
+    return Figure("bundle", _largest(expected - found), limits.bundle)
+
+
+def _worst(
+    session: onnxruntime.InferenceSession,
+    network: nn.Module,
+    encoders: Sequence[EncoderSpec],
+    items: Sequence[Mapping[str, Frames]],
+    comparable: Comparable,
+) -> float:
     worst = 0.0
-    for batch in BATCHES:
-        outputs = torch.rand(batch, WIDTH * len(checkpoint.members), generator=torch.Generator().manual_seed(batch))
-        expected = checkpoint.meta(outputs)[0].numpy()
-        got = np.asarray(session.run(["logits"], {"member_outputs": outputs.numpy()})[0])
-        worst = max(worst, _difference(expected, got))
+    for size in _BATCH_SIZES:
+        for start in range(0, len(items), size):
+            batch = items[start : start + size]
+            found = comparable(session.run(None, _feed(encoders, batch)))
+            worst = max(worst, _largest(comparable(_torch_run(network, encoders, batch)) - found))
     return worst
 
 
-def _measure_ensemble(ensemble: Ensemble, graph: Path, encoders: Mapping[str, EncoderSpec]) -> dict[str, float]:
-    session = make_session(graph, 1)
-    outputs = list(ENSEMBLE_OUTPUTS)
-    exact = batch_effect = padding_effect = 0.0
-    for batch in BATCHES:
-        for steps in STEPS:
-            items = random_items(encoders, batch, steps, seed=100 * batch + steps)
-            feeds = graph_feeds(items, encoders)
-            got = np.asarray(session.run(outputs, feeds)[0])
-            exact = max(exact, _difference(ensemble(*_torch_inputs(feeds, encoders))[0].numpy(), got))
-            alone = np.concatenate([np.asarray(session.run(outputs, graph_feeds([item], encoders))[0]) for item in items])
-            batch_effect = max(batch_effect, _difference(alone, got))
-            padded = np.asarray(session.run(outputs, _pad_more(feeds, encoders))[0])
-            padding_effect = max(padding_effect, _difference(padded, got))
-    return {"ensemble_posterior": exact, "batch_invariance": batch_effect, "padding_invariance": padding_effect}
+def _torch_run(
+    network: nn.Module, encoders: Sequence[EncoderSpec], items: Sequence[Mapping[str, Frames]]
+) -> list[Array]:
+    feed = {name: torch.from_numpy(values) for name, values in _feed(encoders, items).items()}
+    masks = {encoder.name: feed[mask_of(encoder.name)] for encoder in encoders}
+    with torch.no_grad():
+        return [tensor.numpy() for tensor in network(feed, masks)]
 
 
-def _pad_more(feeds: Mapping[str, np.ndarray], encoders: Mapping[str, EncoderSpec]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
-    """The same inputs with two more steps of padding that hold garbage."""
-    padded = {}
-    for name, encoder in encoders.items():
-        frames, mask, extra = feeds[name], feeds[name + MASK_SUFFIX], 2 * encoder.stack
-        garbage = np.full((len(frames), extra, frames.shape[2]), 7.5, np.float32)
-        padded[name] = np.concatenate([frames, garbage], axis=1)
-        padded[name + MASK_SUFFIX] = np.pad(mask, ((0, 0), (0, extra)))
-    return padded
+def _feed(encoders: Sequence[EncoderSpec], items: Sequence[Mapping[str, Frames]], extra_steps: int = 0) -> Feed:
+    """A graph's inputs; extra steps hold values that must not matter."""
+    feed: Feed = {}
+    for encoder in encoders:
+        frames, mask = collate([item[encoder.name] for item in items], encoder.stack)
+        extra = (0, extra_steps * encoder.stack)
+        feed[encoder.name] = np.pad(frames, ((0, 0), extra, (0, 0)), constant_values=_PADDING_VALUE)
+        feed[mask_of(encoder.name)] = np.pad(mask, ((0, 0), extra))
+    return feed
 
 
-def measure_text(
-    ensemble: Ensemble, encoders: Mapping[str, EncoderSpec], text_encoder: TextEncoder, folder: Path
-) -> dict[str, float]:
-    """What the quantised text encoder costs: on its frames (relative L2) and on posteriors."""
-    tokenizer = TextTokenizer(folder / "tokenizers" / "text.json")
-    tokens = tokenizer.encode(_TEXTS)
-    exact = word_frames(text_encoder(torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask)).numpy(), tokens)
-    session = make_session(folder / "encoders" / "text.onnx", 1)
-    small = word_frames(np.asarray(session.run(["hidden"], {"ids": tokens.ids, "mask": tokens.mask})[0]), tokens)
-    used = fusion_encoders(ensemble, encoders)
-    items = random_items(used, len(_TEXTS), 20, seed=5)
-    posteriors = []
-    for texts in (exact, small):
-        feeds = graph_feeds([{**item, "text": rows} for item, rows in zip(items, texts, strict=True)], used)
-        posteriors.append(ensemble(*_torch_inputs(feeds, used))[0].numpy())
-    joined, joined_small = np.concatenate(exact), np.concatenate(small)
-    return {
-        "quantised_text_relative_l2": float(np.linalg.norm(joined - joined_small) / np.linalg.norm(joined)),
-        "quantised_text_posterior": _difference(*posteriors),
-    }
+def _ensemble_values(outputs: Sequence[Array]) -> Array:
+    posterior, attributes, members = outputs
+    return np.concatenate([posterior, attributes / _RANGE, members.reshape(len(members), -1)], axis=1)
 
 
-def require(figures: Mapping[str, float]) -> None:
-    """Checks figures against their limits.
-
-    Raises:
-        ParityError: naming every figure over its limit.
-    """
-    wrong = [
-        f"{name} differs by {figures[name]:.2e}, allowed is {limit:.0e}"
-        for name, limit in TOLERANCES.items()
-        if name in figures and not figures[name] <= limit
-    ]
-    if wrong:
-        raise ParityError("the exported graphs do not compute what was trained: " + "; ".join(wrong))
+def _head_values(outputs: Sequence[Array]) -> Array:
+    logits, attributes = outputs
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.concatenate([powers / powers.sum(axis=1, keepdims=True), attributes / _RANGE], axis=1)
 
 
-def _difference(first: np.ndarray, second: np.ndarray) -> float:  # type: ignore[type-arg]
-    if not (np.isfinite(first).all() and np.isfinite(second).all()):
-        return float("inf")
-    return float(np.abs(first - second).max())
+def _relative(expected: Sequence[Frames], found: Sequence[Frames]) -> float:
+    """Largest relative L2 difference of a text's frames; texts without words must have none on both sides."""
+    worst = 0.0
+    for right, frames in zip(expected, found, strict=True):
+        if right.shape != frames.shape:
+            return float("inf")
+        worst = max(worst, float(np.linalg.norm(frames - right) / max(np.linalg.norm(right), 1e-12)))
+    return worst
 
 
+def _largest(difference: npt.NDArray[np.floating]) -> float:
+    return float(np.abs(difference).max())

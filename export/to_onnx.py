@@ -1,99 +1,127 @@
-"""Networks to ONNX graphs with dynamic batch and time.
+"""Torch networks to ONNX graphs with dynamic batch and time.
 
-Shapes: B = batch, S = steps of a modality, F = stack * S frames, d = width of a frame, T = tokens, M = members.
+`torch.onnx.export(dynamo=True)` traces through `torch.export`; the older exporter can give wrong numbers on masked
+input without an error.
+
+Shapes: B = batch, F = frames (a multiple of the encoder's `stack`), T = tokens, M = members, d = width of a frame.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
+import onnx
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 
+from model.bundle import TEXT_INPUTS, TEXT_OUTPUT, ensemble_outputs, inputs_of, mask_of
 from model.network.deepser import DeepSER
 from model.network.encoders import TextEncoder
 from model.network.metaclassifier import WIDTH, Ensemble, MetaClassifier
-from model.runtime import MASK_SUFFIX
 from model.spec import EncoderSpec
+from model.text import MAX_TOKENS
 
 OPSET: Final = 20
-_EXAMPLE_BATCH: Final = 3
-_EXAMPLE_STEPS: Final = 5
+"""The first with Gelu as one node; every onnxruntime since 1.17 has it."""
+MEMBER_OUTPUTS: Final = ("logits", "attributes")
+META_INPUT: Final = "member_outputs"
+
+_BATCH = Dim("batch", min=1, max=4096)
+_MAX_FRAMES: Final = 1 << 16
+_EXAMPLE_BATCH: Final = 2
+_EXAMPLE_STEPS: Final = 3  # the exporter takes a size of 0 or 1 for a constant
 
 
-class _Flat(nn.Module):
-    """A member or ensemble whose inputs are a flat list of frames and masks: what ONNX graphs have."""
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """An example of one input, and the dimensions of it that vary."""
 
-    def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
+    name: str
+    example: Tensor
+    varies: dict[int, Dim]
+
+
+class _Positional(nn.Module):
+    """A network of `(frames by modality, masks by modality)` as one of tensors in a row, which is what a graph has."""
+
+    def __init__(self, network: nn.Module, modalities: Sequence[str]) -> None:
         super().__init__()
         self.network = network
-        self.names = list(names)
+        self.modalities = tuple(modalities)
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        frames = dict(zip(self.names, inputs[::2], strict=True))
-        masks = dict(zip(self.names, inputs[1::2], strict=True))
-        return tuple(self.network(frames, masks))
-
-
-def export_fusion(
-    network: DeepSER | Ensemble, encoders: Mapping[str, EncoderSpec], outputs: Sequence[str], path: Path
-) -> None:
-    """A member or the whole ensemble; one pair of inputs per modality: `NAME` and `NAME_mask`."""
-    names = list(encoders)
-    inputs: list[Tensor] = []
-    shapes: list[dict[int, Any]] = []
-    for name, encoder in encoders.items():
-        frames = encoder.stack * _EXAMPLE_STEPS
-        inputs += [
-            torch.randn(_EXAMPLE_BATCH, frames, encoder.dim),
-            torch.ones(_EXAMPLE_BATCH, frames, dtype=torch.bool),
-        ]
-        time = encoder.stack * torch.export.Dim(f"{name}_steps", min=1, max=1024)
-        shapes += [{0: torch.export.Dim.AUTO, 1: time}, {0: torch.export.Dim.AUTO, 1: time}]
-    flat = [part for name in names for part in (name, name + MASK_SUFFIX)]
-    _export(_Flat(network, names), tuple(inputs), flat, outputs, (tuple(shapes),), path)
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        frames = dict(zip(self.modalities, tensors[::2], strict=True))
+        masks = dict(zip(self.modalities, tensors[1::2], strict=True))
+        outputs: tuple[Tensor, ...] = self.network(frames, masks)
+        return outputs
 
 
-def export_meta(meta: MetaClassifier, members: int, path: Path) -> None:
-    """The souped meta-classifier: `member_outputs [B, 11 M]` to `logits`, `attributes`."""
-    example = torch.randn(_EXAMPLE_BATCH, WIDTH * members)
-    _export(meta, (example,), ["member_outputs"], ["logits", "attributes"], ({0: torch.export.Dim.AUTO},), path)
+def export_ensemble(ensemble: Ensemble) -> onnx.ModelProto:
+    """Members, meta-classifier and calibration as one graph: what is served."""
+    encoders = inputs_of(ensemble.spec)
+    network = _Positional(ensemble, [encoder.name for encoder in encoders])
+    return _export(network, _modality_inputs(encoders), ensemble_outputs(ensemble.spec))
 
 
-def export_text_encoder(encoder: TextEncoder, path: Path) -> None:
-    """The text encoder: `ids int64 [B, T]`, `mask bool [B, T]` to `hidden [B, T, d]`."""
-    ids = torch.randint(1000, 2000, (_EXAMPLE_BATCH, _EXAMPLE_STEPS))
-    mask = torch.ones(_EXAMPLE_BATCH, _EXAMPLE_STEPS, dtype=torch.bool)
-    dynamic = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
-    _export(encoder, (ids, mask), ["ids", "mask"], ["hidden"], (dynamic, dynamic), path)
+def export_member(member: DeepSER, encoders: Mapping[str, EncoderSpec]) -> onnx.ModelProto:
+    """One member: frames and masks of its modalities to `logits [B, 8]` and `attributes [B, 3]`."""
+    inputs = [encoders[name] for name in member.spec.modalities]
+    return _export(_Positional(member, member.spec.modalities), _modality_inputs(inputs), MEMBER_OUTPUTS)
 
 
-def fusion_encoders(network: DeepSER | Ensemble, encoders: Mapping[str, EncoderSpec]) -> dict[str, EncoderSpec]:
-    """The modalities a network reads, in the ensemble's order of encoders."""
-    members = [network.spec] if isinstance(network, DeepSER) else network.spec.members
-    used = {name for member in members for name in member.modalities}
-    return {name: encoder for name, encoder in encoders.items() if name in used}
+def export_meta(meta: MetaClassifier, members: int) -> onnx.ModelProto:
+    """The souped meta-classifier: `member_outputs [B, 11 M]` to `logits [B, 8]` and `attributes [B, 3]`."""
+    example = torch.zeros(_EXAMPLE_BATCH, WIDTH * members)
+    return _export(meta, [_Input(META_INPUT, example, {0: _BATCH})], MEMBER_OUTPUTS)
 
 
-def _export(
-    network: nn.Module,
-    example: tuple[Tensor, ...],
-    inputs: Sequence[str],
-    outputs: Sequence[str],
-    dynamic_shapes: tuple[Any, ...],
-    path: Path,
-) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    program = torch.onnx.export(
-        network.eval(),
-        example,
-        dynamo=True,
-        dynamic_shapes=dynamic_shapes,
-        input_names=list(inputs),
-        output_names=list(outputs),
-        opset_version=OPSET,
-        verbose=False,
-    )
-    if program is None:
-        raise RuntimeError(f"the exporter gave nothing for {path.name}")
-    program.save(path, external_data=False)
+def export_text_encoder(network: TextEncoder) -> onnx.ModelProto:
+    """A text encoder: `ids [B, T]` and `mask [B, T]` to `hidden [B, T, d]`."""
+    varies = {0: _BATCH, 1: Dim("tokens", min=1, max=MAX_TOKENS)}
+    ids = torch.ones(_EXAMPLE_BATCH, _EXAMPLE_STEPS, dtype=torch.int64)
+    inputs = [_Input(name, example, varies) for name, example in zip(TEXT_INPUTS, (ids, ids.bool()), strict=True)]
+    return _export(network, inputs, [TEXT_OUTPUT])
+
+
+def _modality_inputs(encoders: Iterable[EncoderSpec]) -> list[_Input]:
+    inputs = []
+    for encoder in encoders:
+        steps = Dim(f"{encoder.name}_steps", min=1, max=_MAX_FRAMES // encoder.stack)
+        varies = {0: _BATCH, 1: steps if encoder.stack == 1 else encoder.stack * steps}
+        shape = (_EXAMPLE_BATCH, _EXAMPLE_STEPS * encoder.stack)
+        inputs.append(_Input(encoder.name, torch.zeros(*shape, encoder.dim), varies))
+        inputs.append(_Input(mask_of(encoder.name), torch.ones(shape, dtype=torch.bool), varies))
+    return inputs
+
+
+def _export(network: nn.Module, inputs: Sequence[_Input], outputs: Iterable[str]) -> onnx.ModelProto:
+    shapes: object = tuple(item.varies for item in inputs)
+    if isinstance(network, _Positional):
+        shapes = (shapes,)  # torch.export describes *args as one tuple
+    with warnings.catch_warnings():
+        # Axes that are equal keep one name; and torch's own tree code calls what torch deprecated.
+        warnings.filterwarnings("ignore", "# The axis name: .* will not be used")
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
+        program = torch.onnx.export(
+            network.eval(),
+            tuple(item.example for item in inputs),
+            dynamo=True,
+            dynamic_shapes=shapes,  # type: ignore[arg-type]  # declared without the nesting that *args needs
+            input_names=[item.name for item in inputs],
+            output_names=list(outputs),
+            opset_version=OPSET,
+            verbose=False,
+        )
+    assert program is not None
+    return _stripped(program.model_proto)
+
+
+def _stripped(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Without the exporter's notes: they hold stack traces with the paths of the machine it ran on."""
+    del model.metadata_props[:], model.graph.metadata_props[:], model.graph.value_info[:]
+    for item in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.initializer):
+        del item.metadata_props[:]
+        item.doc_string = ""
+    return model

@@ -1,108 +1,218 @@
-"""A loaded bundle that scores batches, through ONNX Runtime. Used by the daemon, by parity checks and by examples.
+"""A loaded bundle that scores batches, on ONNX Runtime: used by the daemon, by the parity checks and by evaluation.
 
-Shapes: B = batch, F = frames, d = width of a frame, M = members.
+Sessions are thread-safe and shared; nothing here holds the state of a stream.
+
+Shapes: B = batch, F = frames, T = tokens, M = members, d = width of a frame.
 """
 
-import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as native
 
-from model.bundle import ENSEMBLE_GRAPH, TEXT_GRAPH, TEXT_TOKENIZER, Bundle, BundleError, read_bundle
+from model.bundle import (
+    ENSEMBLE,
+    TEXT_INPUTS,
+    TEXT_OUTPUT,
+    Bundle,
+    BundleError,
+    Tensors,
+    inputs_of,
+    mask_of,
+    read_bundle,
+    tokenizer_file,
+)
 from model.features import Frames, collate
 from model.posteriors import Posteriors, posteriors_of
+from model.sources import SourceError, resolve_encoder
+from model.spec import EncoderSpec
 from model.text import TextTokenizer, word_frames
 
-ENSEMBLE_OUTPUTS: Final = ("probabilities", "attributes", "member_probabilities")
-MASK_SUFFIX: Final = "_mask"
-TEXT_BUCKET: Final = 8
-"""Token counts are padded to a multiple of this, so that the runtime sees few shapes."""
+CPU: Final = "CPUExecutionProvider"
+_ERRORS_ONLY: Final = 3
+_LOAD_ERRORS: Final = (
+    native.Fail,
+    native.InvalidArgument,
+    native.InvalidGraph,
+    native.InvalidProtobuf,
+    native.NotImplemented,
+    native.RuntimeException,
+)
+"""What onnxruntime raises for a graph that it cannot run; it has no base class for them."""
 
 
-def make_session(graph: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session on the CPU.
+class ProviderError(RuntimeError):
+    """ONNX Runtime cannot compute where it was asked to; the message says what it has."""
 
-    Its memory does not grow with the shapes it has seen: the arena is off.
+
+def make_session(
+    model: Path | bytes, threads: int, providers: Sequence[str] = (CPU,)
+) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session that keeps no memory between calls.
+
+    With inputs of every length, the CPU arena and its memory patterns keep the largest block of each shape: both are off.
+
+    Args:
+        model: a file or its bytes.
+        threads: threads of one call.
+        providers: ONNX Runtime's execution providers in order of preference, each of which must be there.
+
+    Raises:
+        ProviderError: if a provider is not there or does not start: never a silent fallback.
     """
+    available = onnxruntime.get_available_providers()
+    if missing := [name for name in providers if name not in available]:
+        raise ProviderError(f"this onnxruntime has no {', '.join(missing)}: it has {', '.join(available)}")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = False
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    source = graph if isinstance(graph, bytes) else os.fspath(graph)
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    options.enable_mem_pattern = False
+    options.log_severity_level = _ERRORS_ONLY
+    session = onnxruntime.InferenceSession(model, options, providers=list(providers))
+    if silent := [name for name in providers if name not in session.get_providers()]:
+        raise ProviderError(f"onnxruntime has {', '.join(silent)} but could not start it: check its driver and libraries")
+    return session
 
 
 class OnnxTextEncoder:
-    """The text encoder that a bundle carries: texts in, frames of their words out."""
+    """The bundle's text encoder: texts to frames.
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
-        self._tokenizer = TextTokenizer(bundle.file(TEXT_TOKENIZER))
-        self._session = make_session(bundle.file(TEXT_GRAPH), threads)
+    Args:
+        bundle: a bundle with an encoder of kind "text-transformer".
+        threads: threads of one call.
+        providers: as for `make_session`.
 
-    def __call__(self, texts: Sequence[str]) -> list[Frames]:
-        """Frames `float32 [F, d]` of each text; F is 0 for an empty one."""
-        tokens = self._tokenizer.encode(texts)
-        padding = ((0, 0), (0, -tokens.ids.shape[1] % TEXT_BUCKET))
-        feeds = {"ids": np.pad(tokens.ids, padding), "mask": np.pad(tokens.mask, padding)}
-        hidden = np.asarray(self._session.run(["hidden"], feeds)[0])
-        return word_frames(hidden[:, : tokens.ids.shape[1]], tokens)
+    Raises:
+        BundleError: if the bundle has no such encoder, or its graph is not what the manifest says.
+        ProviderError: as for `make_session`.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int, providers: Sequence[str] = (CPU,)) -> None:
+        spec = text_encoder_of(bundle)
+        if spec is None:
+            raise BundleError(f"{bundle.id} has no text encoder")
+        self.spec = spec
+        try:
+            path = resolve_encoder(self.spec, bundle.path)
+            self._tokenizer = TextTokenizer(bundle.path / tokenizer_file(self.spec.name))
+        except (SourceError, OSError, ValueError) as error:
+            raise BundleError(f"{bundle.id}: the text encoder {self.spec.name!r} cannot be loaded: {error}") from error
+        self._session = _load(path, threads, providers)
+        _check(path, self._session, TEXT_INPUTS, {TEXT_OUTPUT: (None, None, self.spec.dim)})
+
+    def encode(self, texts: Sequence[str]) -> list[Frames]:
+        """Frames `float32 [F, d]` of each text, special tokens left out; F is 0 for an empty or blank one.
+
+        A text's frames do not depend on its neighbours: padding is masked and the arithmetic is float32.
+        """
+        batch = self._tokenizer.encode(texts)
+        if not batch.keep.any():
+            return [np.zeros((0, self.spec.dim), np.float32) for _ in texts]
+        (hidden,) = self._session.run([TEXT_OUTPUT], {"ids": batch.ids, "mask": batch.mask})
+        return word_frames(np.asarray(hidden, np.float32), batch)
 
 
 class EnsembleRuntime:
-    """The fused ensemble of a bundle."""
+    """The bundle's ensemble: frames of every modality to posteriors.
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
-        self.bundle = bundle
-        self._spec = bundle.manifest.ensemble
-        self._used = [e for e in self._spec.encoders if any(e.name in m.modalities for m in self._spec.members)]
-        self._session = make_session(bundle.file(ENSEMBLE_GRAPH), threads)
-        expected = sorted(name for e in self._used for name in (e.name, e.name + MASK_SUFFIX))
-        inputs = sorted(value.name for value in self._session.get_inputs())
-        outputs = [value.name for value in self._session.get_outputs()]
-        if inputs != expected or outputs != list(ENSEMBLE_OUTPUTS):
-            raise BundleError(
-                f"{ENSEMBLE_GRAPH} has inputs {inputs} and outputs {outputs}; the manifest's ensemble needs "
-                f"{expected} and {list(ENSEMBLE_OUTPUTS)}"
-            )
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """Names of the encoders whose frames `score` wants."""
-        return tuple(encoder.name for encoder in self._used)
-
-    def feeds(self, items: Sequence[Mapping[str, Frames]]) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
-        """Padded inputs of the graph for `items`, each modality -> frames `float32 [F, d]`."""
-        feeds = {}
-        for encoder in self._used:
-            values, mask = collate([item[encoder.name] for item in items], encoder.stack)
-            feeds[encoder.name], feeds[encoder.name + MASK_SUFFIX] = values, mask
-        return feeds
-
-    def score(self, items: Sequence[Mapping[str, Frames]]) -> list[Posteriors]:
-        """Posteriors of each item; a result does not depend on its neighbours in the batch.
-
-        Raises:
-            ValueError: if the network gave something that is no probability.
-        """
-        probabilities, attributes, members = (
-            np.asarray(value) for value in self._session.run(list(ENSEMBLE_OUTPUTS), self.feeds(items))
-        )
-        manifest = self.bundle.manifest
-        return [
-            posteriors_of(*row, self._spec.trained_attributes, manifest.abstain_below)
-            for row in zip(probabilities, attributes, members, strict=True)
-        ]
-
-
-def load_runtime(folder: Path, threads: int = 1) -> EnsembleRuntime:
-    """Verifies a bundle and loads its ensemble.
+    Args:
+        bundle: what to run.
+        threads: threads of one call.
+        providers: as for `make_session`.
 
     Raises:
-        BundleError: if the bundle is damaged or its graph does not fit its manifest.
+        BundleError: if the graph is not what the manifest says.
+        ProviderError: as for `make_session`.
     """
-    return EnsembleRuntime(read_bundle(folder), threads)
+
+    def __init__(self, bundle: Bundle, threads: int, providers: Sequence[str] = (CPU,)) -> None:
+        manifest, path = bundle.manifest, bundle.path / ENSEMBLE
+        self._manifest = manifest
+        self._inputs = inputs_of(manifest.ensemble)
+        self._session = _load(path, threads, providers)
+        _check(path, self._session, manifest.inputs, manifest.outputs)
+
+    def score(self, frames: Sequence[Mapping[str, Frames]]) -> list[Posteriors]:
+        """Posteriors of utterances; none depends on its neighbours.
+
+        Args:
+            frames: per utterance, modality -> `float32 [F, d]`; F may be 0 (no transcript).
+
+        Raises:
+            ValueError: if an utterance lacks a modality, or its frames have another width or are not finite.
+        """
+        if not frames:
+            return []
+        feed = {}
+        for encoder in self._inputs:
+            rows = [_frames_of(encoder, index, item) for index, item in enumerate(frames)]
+            feed[encoder.name], feed[mask_of(encoder.name)] = collate(rows, encoder.stack)
+        outputs = self._session.run(["probabilities", "attributes", "member_probabilities"], feed)
+        spec, threshold = self._manifest.ensemble, self._manifest.abstain_below
+        return [posteriors_of(*rows, spec.trained_attributes, threshold) for rows in zip(*outputs, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """A loaded bundle.
+
+    Attributes:
+        bundle: where it came from.
+        ensemble: frames to posteriors.
+        text: texts to frames; None where the bundle reads no text.
+    """
+
+    bundle: Bundle
+    ensemble: EnsembleRuntime
+    text: OnnxTextEncoder | None
+
+
+def load_runtime(path: Path, threads: int, providers: Sequence[str] = (CPU,)) -> Runtime:
+    """Checks and loads a bundle.
+
+    Raises:
+        BundleError: if the bundle is damaged or not what its manifest says.
+        ProviderError: as for `make_session`.
+    """
+    bundle = read_bundle(path)
+    text = OnnxTextEncoder(bundle, threads, providers) if text_encoder_of(bundle) else None
+    return Runtime(bundle, EnsembleRuntime(bundle, threads, providers), text)
+
+
+def text_encoder_of(bundle: Bundle) -> EncoderSpec | None:
+    """The bundle's text encoder, None where it reads no text."""
+    return next((encoder for encoder in bundle.spec.encoders if encoder.kind == "text-transformer"), None)
+
+
+def _frames_of(encoder: EncoderSpec, index: int, item: Mapping[str, Frames]) -> Frames:
+    if encoder.name not in item:
+        raise ValueError(f"utterance {index} has no {encoder.name!r} frames, only {sorted(item)}")
+    frames = item[encoder.name]
+    if frames.ndim != 2 or frames.shape[1] != encoder.dim:
+        raise ValueError(f"{encoder.name!r} frames are [F, {encoder.dim}], utterance {index} has {list(frames.shape)}")
+    if not np.isfinite(frames).all():
+        raise ValueError(f"{encoder.name!r} frames of utterance {index} hold NaN or infinity")
+    return frames
+
+
+def _load(path: Path, threads: int, providers: Sequence[str]) -> onnxruntime.InferenceSession:
+    try:
+        return make_session(path, threads, providers)
+    except _LOAD_ERRORS as error:
+        version = onnxruntime.__version__
+        raise BundleError(f"{path} does not load in onnxruntime {version}; upgrade it or export again: {error}") from error
+
+
+def _check(path: Path, session: onnxruntime.InferenceSession, inputs: Tensors, outputs: Tensors) -> None:
+    for side, nodes, expected in (
+        ("inputs", session.get_inputs(), inputs),
+        ("outputs", session.get_outputs(), outputs),
+    ):
+        found = {node.name: tuple(size if isinstance(size, int) else None for size in node.shape) for node in nodes}
+        if found != expected:
+            raise BundleError(f"{path} has the {side} {found}, the manifest says {expected}: export the bundle again")

@@ -7,39 +7,67 @@
 """
 
 import hashlib
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 
-_BLOCK = 1 << 20
+from model.spec import EncoderKind, EncoderSpec
+
+WEIGHTS: Final[dict[EncoderKind, str]] = {"whisper-ctranslate2": "model.bin", "text-transformer": "model.safetensors"}
+"""The file whose hash an encoder's description holds, where its source is a folder."""
+_BLOCK: Final = 1 << 20
 
 
 class SourceError(RuntimeError):
     """No source gave the weights; the message lists each source and why it failed."""
 
 
-def resolve(sources: tuple[str, ...], bundle: Path | None = None) -> Path:
-    """The first source that exists.
+def resolve_encoder(encoder: EncoderSpec, bundle: Path | None = None) -> Path:
+    """The file or folder of an encoder's weights, checked against its hash.
 
     Raises:
-        SourceError: if none does.
+        SourceError: if no source has them.
+    """
+    return resolve(encoder.sources, bundle, encoder.sha256, WEIGHTS.get(encoder.kind, ""))
+
+
+def resolve(sources: Sequence[str], bundle: Path | None = None, sha256: str = "", weights: str = "") -> Path:
+    """The first source that exists and, where a hash is given, holds the weights of that hash.
+
+    Args:
+        sources: tried in this order.
+        bundle: the folder that "bundle:" looks into.
+        sha256: expected hash in hexadecimal; "" takes any weights.
+        weights: the file inside a source's folder that is hashed ("model.bin"); a source that is a file is hashed itself.
+
+    Raises:
+        SourceError: if no source has them.
     """
     failures = []
     for source in sources:
         try:
-            return _resolve_one(source, bundle)
+            path = _resolve_one(source, bundle)
+            _check_hash(path if path.is_file() else path / weights, sha256)
         except (OSError, ValueError, ImportError) as error:
             failures.append(f"  {source}: {error}")
+        else:
+            return path
     raise SourceError("no source has the weights:\n" + ("\n".join(failures) or "  the list of sources is empty"))
+
+
+def _check_hash(weights: Path, sha256: str) -> None:
+    if not sha256:
+        return
+    found = sha256_of(weights)
+    if found != sha256:
+        raise ValueError(f"{weights} has SHA-256 {found}, expected {sha256}")
 
 
 def _resolve_one(source: str, bundle: Path | None) -> Path:
     scheme, _, rest = source.partition(":")
     if scheme == "package":
-        name, _, inside = rest.partition("/")
-        spec = find_spec(name)
-        if spec is None or spec.origin is None:
-            raise FileNotFoundError(f"the package {name!r} is not installed")
-        path = Path(spec.origin).parent / inside
+        path = _in_package(rest)
     elif scheme == "path":
         path = Path(rest).expanduser()
     elif scheme == "bundle":
@@ -56,6 +84,16 @@ def _resolve_one(source: str, bundle: Path | None) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist")
     return path
+
+
+def _in_package(rest: str) -> Path:
+    name, _, inside = rest.partition("/")
+    if not name.isidentifier():  # to find "a.b", importlib imports "a"
+        raise ValueError(f"{name!r} is no top-level package")
+    spec = find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(f"the package {name!r} is not installed")
+    return Path(spec.submodule_search_locations[0]) / inside
 
 
 def sha256_of(path: Path) -> str:

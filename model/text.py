@@ -34,17 +34,26 @@ class TokenBatch:
 
 
 class TextTokenizer:
-    """A tokenizer file of the `tokenizers` library."""
+    """A tokenizer file of the `tokenizers` library.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if it is no tokenizer.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._tokenizer = Tokenizer.from_file(str(path))
+        text = path.read_text(encoding="utf-8")
+        try:
+            self._tokenizer = Tokenizer.from_str(text)
+        except Exception as error:  # the library raises bare Exception for a file that it cannot read
+            raise ValueError(f"{path} is no tokenizer: {error}") from error
         self._tokenizer.enable_truncation(MAX_TOKENS)
         self._tokenizer.no_padding()
 
     def encode(self, texts: Sequence[str]) -> TokenBatch:
         """Tokens of `texts`; the tokenizer's own special-tokens mask says what is not a word."""
         encodings = self._tokenizer.encode_batch(list(texts))
-        shape = (len(encodings), max(1, *(len(encoding.ids) for encoding in encodings)))
+        shape = (len(encodings), max([1, *(len(encoding.ids) for encoding in encodings)]))
         batch = TokenBatch(np.zeros(shape, np.int64), np.zeros(shape, np.bool_), np.zeros(shape, np.bool_))
         for row, encoding in enumerate(encodings):
             count = len(encoding.ids)

@@ -66,7 +66,7 @@ class Journal:
     def load(self) -> Iterator[tuple[Place, Record]]:
         """The lines that an earlier process left; run it to its end before the first append.
 
-        A last line without its newline was never completed and is cut off; any other line that is no JSON object is
+        A last line without its newline was never completed and does not count; any other line that is no JSON object is
         reported and skipped.
         """
         unreadable = 0
@@ -86,7 +86,6 @@ class Journal:
                     yield place, record
                 else:
                     unreadable += 1
-        os.ftruncate(self._file, self._size)
         if unreadable:
             _log.error("%s: %d lines are no JSON objects and were skipped", self.path, unreadable)
 
@@ -94,7 +93,7 @@ class Journal:
         """Adds a line.
 
         Raises:
-            OSError: if the disk does not take it; the file is then as it was.
+            OSError: if the disk does not take it; the file then holds the same lines as before.
         """
         # ASCII, because a client's text may hold half of a surrogate pair, which UTF-8 cannot write.
         line = json.dumps(record, separators=(",", ":")).encode("ascii") + b"\n"
@@ -109,6 +108,7 @@ class Journal:
 
         Raises:
             OSError: if the disk does not give it.
+            ValueError: if it is damaged.
         """
         record: Record = json.loads(self._raw(place))
         return record
@@ -154,5 +154,5 @@ class Journal:
     def _write(file: int, line: bytes, offset: int) -> None:
         written = os.pwrite(file, line, offset)
         if written < len(line):
-            os.ftruncate(file, offset)
+            # The part stays, and harms nothing: it lies behind the last newline, where the next line is written.
             raise OSError(f"the disk took {written} of {len(line)} bytes")

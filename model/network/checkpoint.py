@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from model.network.deepser import DeepSER
 from model.network.metaclassifier import Ensemble, MetaClassifier
@@ -78,20 +80,28 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         encoders = {encoder.name: encoder for encoder in spec.encoders}
         members = tuple(DeepSER(member, encoders) for member in spec.members)
         for member in members:
-            member.load_state_dict(load_file(folder / "members" / f"{member.spec.name}.safetensors"))
+            _fill(member, folder / "members" / f"{member.spec.name}.safetensors")
         meta = MetaClassifier(len(members))
-        meta.load_state_dict(load_file(folder / "meta.safetensors"))
-        card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
-    except (OSError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+        _fill(meta, folder / "meta.safetensors")
+        return Checkpoint(
+            name=description["name"],
+            spec=spec,
+            members=tuple(member.eval() for member in members),
+            meta=meta.eval(),
+            temperature=float(description["temperature"]),
+            abstain_below=float(description["abstain_below"]),
+            metrics=description["metrics"],
+            training=description["training"],
+            model_card=(folder / "MODEL_CARD.md").read_text(encoding="utf-8"),
+        )
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise SpecError(f"{folder} holds no complete trained ensemble: {error}") from error
-    return Checkpoint(
-        name=description["name"],
-        spec=spec,
-        members=tuple(member.eval() for member in members),
-        meta=meta.eval(),
-        temperature=description["temperature"],
-        abstain_below=description["abstain_below"],
-        metrics=description["metrics"],
-        training=description["training"],
-        model_card=card,
-    )
+
+
+def _fill(network: nn.Module, path: Path) -> None:
+    found = load_file(path)
+    shapes = {name: values.shape for name, values in found.items()}
+    expected = {name: values.shape for name, values in network.state_dict().items()}
+    if wrong := sorted(name for name in shapes | expected if shapes.get(name) != expected.get(name)):
+        raise ValueError(f"{path} holds another network: {len(wrong)} tensors differ in name or shape, first {wrong[0]}")
+    network.load_state_dict(found)

@@ -15,15 +15,15 @@ SUMMED_LAYERS: Final = 4
 
 
 class TextEncoder(nn.Module):
-    """A frozen text encoder: token ids `[B, T]` and mask `[B, T]` to the sum of its last four hidden states `[B, T, d]`."""
+    """A frozen text encoder: ids `int64 [B, T]`, mask `bool [B, T]` -> sum of its last four hidden states `[B, T, d]`."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone.eval().requires_grad_(requires_grad=False)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        hidden = self.backbone(input_ids=ids, attention_mask=mask.to(torch.int64), output_hidden_states=True).hidden_states
-        return torch.stack(hidden[-SUMMED_LAYERS:]).sum(dim=0)
+        output = self.backbone(input_ids=ids, attention_mask=mask.to(torch.int64), output_hidden_states=True)
+        return torch.stack(output.hidden_states[-SUMMED_LAYERS:]).sum(dim=0)
 
 
 def load_text_encoder(folder: Path) -> TextEncoder:

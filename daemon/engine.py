@@ -1,0 +1,160 @@
+"""The engine: every model once, each behind its batcher, shared by all streams.
+
+    utterance -> asr batcher (frames, words) -> emotion batcher (posteriors) -> scores
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ctranslate2
+
+from daemon.asr import AsrItem, AsrModel, Heard
+from daemon.batcher import Batcher, BatchSettings
+from daemon.emotion import EmotionItem, EmotionModel, Scored
+from daemon.errors import ConfigError
+from daemon.messages import CallInfo, Latency, Scores, Utterance
+from model.audio import MIN_UTTERANCE, bucket_length, ms_from_samples
+from model.bundle import Bundle, BundleError
+from model.runtime import ProviderError, load_runtime
+from model.sources import SourceError, resolve, sha256_of
+from model.spec import EncoderSpec
+from model.whisper import Whisper
+
+_WHISPER_WEIGHTS = "model.bin"
+_MS_PER_S = 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How models run.
+
+    Attributes:
+        device: "auto" (a GPU where CTranslate2 sees one), "cpu" or "cuda" for Whisper.
+        threads: threads of one batch on the CPU.
+        batch: sizes and delays of every batcher.
+        whisper_sources: where Whisper's weights are; empty takes the bundle's own list.
+    """
+
+    device: str = "auto"
+    threads: int = 1
+    batch: BatchSettings = field(default_factory=BatchSettings)
+    whisper_sources: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The loaded models of a bundle."""
+
+    bundle: Bundle
+    asr: AsrModel
+    emotion: EmotionModel
+    multilingual: bool
+
+
+def load_models(folder: Path, settings: EngineSettings) -> Models:
+    """Verifies the bundle and loads everything it needs.
+
+    Raises:
+        ConfigError: if the bundle is damaged, weights are missing or others, or the device is not there.
+    """
+    try:
+        runtime = load_runtime(folder, settings.threads)
+        encoders = {encoder.kind: encoder for encoder in runtime.bundle.spec.encoders}
+        if "whisper-ctranslate2" not in encoders:
+            raise ConfigError(f"the bundle {runtime.bundle.id} has no Whisper encoder; this daemon needs one")
+        whisper = _load_whisper(encoders["whisper-ctranslate2"], settings)
+    except (BundleError, SourceError, ProviderError) as error:
+        raise ConfigError(str(error)) from error
+    return Models(runtime.bundle, AsrModel(whisper), EmotionModel(runtime), whisper.multilingual)
+
+
+def _load_whisper(encoder: EncoderSpec, settings: EngineSettings) -> Whisper:
+    folder = resolve(settings.whisper_sources or encoder.sources)
+    found = sha256_of(folder / _WHISPER_WEIGHTS)
+    if encoder.sha256 and found != encoder.sha256:
+        raise ConfigError(
+            f"{folder} holds another Whisper model (SHA-256 {found}) than the bundle was trained with "
+            f"({encoder.revision}, {encoder.sha256}): its features would not fit"
+        )
+    device = pick_device(settings.device)
+    compute_type = encoder.compute_type if device == "cpu" else "float16"
+    return Whisper(folder, device, compute_type, settings.threads)
+
+
+def pick_device(wanted: str) -> str:
+    """The device for Whisper.
+
+    Raises:
+        ConfigError: if CUDA is asked for and not there: never a silent fallback.
+    """
+    gpus = ctranslate2.get_cuda_device_count()
+    if wanted == "cuda" and gpus == 0:
+        raise ConfigError('device is "cuda", but CTranslate2 sees no GPU: install the CUDA libraries or set device to "cpu"')
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f'device is {wanted!r}; it must be "auto", "cpu" or "cuda"')
+    return "cuda" if wanted == "cuda" or (wanted == "auto" and gpus > 0) else "cpu"
+
+
+class Engine:
+    """Implements `daemon.interfaces.Scorer` over two batchers."""
+
+    def __init__(self, models: Models, settings: EngineSettings, asr: ThreadPoolExecutor, emotion: ThreadPoolExecutor) -> None:
+        self.models = models
+        self.asr: Batcher[AsrItem, Heard] = Batcher("asr", models.asr, asr, settings.batch)
+        self.emotion: Batcher[EmotionItem, Scored] = Batcher("emotion", models.emotion, emotion, settings.batch)
+
+    @property
+    def bundle_id(self) -> str:
+        """What results are stamped with."""
+        return self.models.bundle.id
+
+    async def score(self, info: CallInfo, utterance: Utterance) -> Scores:
+        """Scores one utterance; interim ones are not transcribed.
+
+        Raises:
+            CapacityError: if the utterance is interim and a queue is full.
+            UpstreamError: if a model failed on it.
+        """
+        bucket = bucket_length(max(len(utterance.audio), MIN_UTTERANCE))
+        final = utterance.final
+        item = AsrItem(utterance.audio, info.language, words=final)
+        heard = await self.asr.submit(item, (bucket, final, info.language), final=final)
+        scored = await self.emotion.submit(EmotionItem(utterance.audio, heard.value), bucket, final=final)
+        queue_s = heard.queue_s + scored.queue_s
+        latency = Latency(
+            endpoint=ms_from_samples(utterance.decided - utterance.end),
+            queue=queue_s * _MS_PER_S,
+            asr=heard.run_s * _MS_PER_S,
+            encoders=scored.value.encoders_s * _MS_PER_S,
+            fusion=scored.value.fusion_s * _MS_PER_S,
+            total=(queue_s + heard.run_s + scored.run_s) * _MS_PER_S,
+        )
+        return Scores(scored.value.posteriors, heard.value.transcript, latency)
+
+
+@asynccontextmanager
+async def running_engine(models: Models, settings: EngineSettings) -> AsyncIterator[Engine]:
+    """An engine whose batchers run until the block ends."""
+    workers = settings.batch.workers
+    with (
+        ThreadPoolExecutor(workers, thread_name_prefix="asr") as asr,
+        ThreadPoolExecutor(workers, thread_name_prefix="emotion") as emotion,
+    ):
+        engine = Engine(models, settings, asr, emotion)
+        tasks = [asyncio.create_task(batcher.run()) for batcher in (engine.asr, engine.emotion)]
+        try:
+            yield engine
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def default_threads() -> int:
+    """Threads of one batch: one on small machines, where several batches at once use the cores better."""
+    return max(1, (os.cpu_count() or 1) // 4)

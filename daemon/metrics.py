@@ -1,0 +1,53 @@
+"""Prometheus metrics of one daemon, in a registry of their own."""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from daemon.messages import EmotionEvent
+
+_LATENCY_S = (0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
+STAGES = ("endpoint", "queue", "asr", "encoders", "fusion", "total")
+
+
+class Metrics:
+    """What the daemon counts.
+
+    Attributes:
+        streams: open streams.
+        accepted: streams accepted so far.
+        refused: streams refused because the server was full.
+        peer_errors: streams ended by a client's mistake, by code.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.streams = Gauge("medusa_streams", "Open streams", registry=self.registry)
+        self.accepted = Counter("medusa_streams_accepted", "Streams accepted", registry=self.registry)
+        self.refused = Counter("medusa_streams_refused", "Streams refused for lack of room", registry=self.registry)
+        self.peer_errors = Counter(
+            "medusa_peer_errors", "Streams ended by a client's mistake", ["code"], registry=self.registry
+        )
+        self._utterances = Counter("medusa_utterances", "Utterances scored", ["kind"], registry=self.registry)
+        self._latency = Histogram(
+            "medusa_stage_seconds",
+            "Time of a final utterance in each stage",
+            ["stage"],
+            buckets=_LATENCY_S,
+            registry=self.registry,
+        )
+
+    def scored(self, event: EmotionEvent) -> None:
+        """Counts one result."""
+        self._utterances.labels("final" if event.utterance.final else "interim").inc()
+        if event.utterance.final:
+            for stage in STAGES:
+                self._latency.labels(stage).observe(getattr(event.scores.latency, stage) / 1000.0)
+
+    def watch(self, name: str, help_text: str, value: Callable[[], float]) -> None:
+        """A gauge that is read when it is asked for."""
+        Gauge(name, help_text, registry=self.registry).set_function(value)
+
+    def page(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self.registry)

@@ -1,0 +1,159 @@
+"""One call from audio to events: feeds the session, scores what it cuts, publishes in order.
+
+Audio that was accepted is always scored and published: when a client vanishes, its open utterance is cut and finished like
+any other. Utterances of a stream are scored one after the other, so that streams share the engine fairly and a stream's
+events keep their order; waiting interim cuts are replaced by newer ones.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from daemon import wire
+from daemon.errors import CapacityError, UpstreamError
+from daemon.interfaces import Scorer, Sink
+from daemon.messages import CallEvent, CallInfo, EmotionEvent, Totals, Utterance
+from daemon.session import Output, Session, SpeechStarted
+from model.audio import Samples
+
+Notify = Callable[[wire.Message], None]
+"""Hands a message to the client; never blocks."""
+
+_MAX_WAITING_FINALS = 8
+"""Finals of one stream that may wait; more audio is then not read (the socket's own back-pressure holds the client)."""
+
+
+def now_ms() -> int:
+    """Wall-clock milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What calls share.
+
+    Attributes:
+        scorer: the engine.
+        sink: where events go.
+        compute: threads for speech detection.
+    """
+
+    scorer: Scorer
+    sink: Sink
+    compute: Executor
+
+
+class Call:
+    """One stream while it lasts. `run` must run beside `feed` and `close`."""
+
+    def __init__(self, info: CallInfo, session: Session, services: Services, notify: Notify) -> None:
+        self.info = info
+        self.totals = Totals()
+        self._session = session
+        self._services = services
+        self._notify = notify
+        self._waiting: deque[Utterance] = deque()
+        self._changed = asyncio.Condition()
+        self._closed = False
+        self._scoring = True
+
+    def started(self) -> None:
+        """Publishes `call.started`."""
+        self._publish_call("call.started", "")
+
+    async def feed(self, channels: Sequence[Samples]) -> None:
+        """Takes the next samples of every channel; waits while too many finals wait."""
+        loop = asyncio.get_running_loop()
+        outputs = await loop.run_in_executor(self._services.compute, self._session.feed, channels)
+        self.totals = replace(self.totals, received_samples=self._session.received)
+        await self._accept(outputs)
+
+    async def finalize(self) -> None:
+        """Ends open utterances at the client's request; the stream goes on."""
+        await self._accept(self._session.finish())
+
+    async def close(self) -> None:
+        """Ends the stream: cuts what is open; `run` returns once it is scored."""
+        loop = asyncio.get_running_loop()
+        outputs = await loop.run_in_executor(self._services.compute, self._session.close)
+        await self._accept(outputs)
+        async with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    async def run(self) -> None:
+        """Scores and publishes until the stream is closed and everything accepted is done."""
+        try:
+            while (utterance := await self._next()) is not None:
+                await self._score(utterance)
+        finally:
+            async with self._changed:
+                self._scoring = False
+                self._changed.notify_all()
+
+    def ended(self, reason: str, *, failed: bool = False) -> None:
+        """Publishes `call.ended` or `call.failed` with the totals."""
+        self._publish_call("call.failed" if failed else "call.ended", reason)
+
+    async def _accept(self, outputs: Sequence[Output]) -> None:
+        for output in outputs:
+            if isinstance(output, SpeechStarted):
+                self._notify(wire.speech_started(output.channel, self.info.roles[output.channel], output.start))
+                continue
+            async with self._changed:
+                if output.final:
+                    self.totals = replace(self.totals, utterances=self.totals.utterances + 1)
+                    # Once scoring failed nothing makes room any more: waiting for it would hold the stream for ever.
+                    await self._changed.wait_for(lambda: self._final_count() < _MAX_WAITING_FINALS or not self._scoring)
+                self._drop_interims_of(output.channel)
+                self._waiting.append(output)
+                self._changed.notify_all()
+
+    def _final_count(self) -> int:
+        return sum(utterance.final for utterance in self._waiting)
+
+    def _drop_interims_of(self, channel: int) -> None:
+        """A newer cut replaces interim cuts that still wait: the latest wins."""
+        kept = [u for u in self._waiting if u.final or u.channel != channel]
+        self._count_dropped(len(self._waiting) - len(kept))
+        self._waiting = deque(kept)
+
+    def _count_dropped(self, count: int) -> None:
+        if count:
+            self.totals = replace(self.totals, dropped_interims=self.totals.dropped_interims + count)
+
+    async def _next(self) -> Utterance | None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: bool(self._waiting) or self._closed)
+            if not self._waiting:
+                return None
+            utterance = self._waiting.popleft()
+            self._changed.notify_all()
+            return utterance
+
+    async def _score(self, utterance: Utterance) -> None:
+        try:
+            scores = await self._services.scorer.score(self.info, utterance)
+        except CapacityError:
+            self._count_dropped(1)
+            return
+        except UpstreamError as error:
+            if utterance.final:
+                self._notify(wire.error("model_failed", f"utterance {utterance.index}: {error}"))
+                raise
+            self._count_dropped(1)
+            return
+        event = EmotionEvent(self.info, utterance, scores, now_ms())
+        if utterance.final:
+            self.totals = replace(self.totals, finals=self.totals.finals + 1)
+        else:
+            self.totals = replace(self.totals, interims=self.totals.interims + 1)
+        self._services.sink.publish(event)
+        self._notify(wire.emotion_message(event))
+
+    def _publish_call(self, kind: Literal["call.started", "call.ended", "call.failed"], reason: str) -> None:
+        self._services.sink.publish(CallEvent(kind, self.info, self.totals, reason, now_ms()))

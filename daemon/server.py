@@ -1,0 +1,212 @@
+"""The composition root: the only place that knows which engine, sink and transports a daemon is made of."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+from threadpoolctl import threadpool_limits
+
+from daemon.config import EMBEDDED, Config
+from daemon.embedded import EmbeddedRedis
+from daemon.engine import Engine, load_models, running_engine
+from daemon.interfaces import Sink
+from daemon.messages import EmotionEvent, Event
+from daemon.metrics import Metrics
+from daemon.pipeline import Services
+from daemon.sinks.redis import RedisSink, StreamSettings
+from daemon.sinks.spool import Spool
+from daemon.transports.websocket import StreamRules, StreamServer
+
+_log = logging.getLogger(__name__)
+
+_WEB = os.path.join(os.path.dirname(__file__), "web")
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """A running daemon.
+
+    Attributes:
+        app: the ASGI application.
+        streams: its WebSocket streams.
+        sink: where events go.
+        redis_url: the Redis it publishes to.
+    """
+
+    app: Starlette
+    streams: StreamServer
+    sink: Sink
+    redis_url: str
+    bundle_id: str
+
+
+class _CountingSink:
+    """Passes events on to the sink and counts them."""
+
+    def __init__(self, sink: Sink, metrics: Metrics) -> None:
+        self._sink = sink
+        self._metrics = metrics
+        self.start, self.healthy, self.drain, self.close = sink.start, sink.healthy, sink.drain, sink.close
+
+    def publish(self, event: Event) -> None:
+        if isinstance(event, EmotionEvent):
+            self._metrics.scored(event)
+        self._sink.publish(event)
+
+
+@asynccontextmanager
+async def running_daemon(config: Config) -> AsyncIterator[Daemon]:
+    """Everything but the socket: models loaded, Redis started or reached for, batchers running.
+
+    Raises:
+        ConfigError: if something that the configuration names is not there.
+    """
+    settings = config.engine_settings()
+    models = await asyncio.to_thread(load_models, config.bundle, settings)
+    metrics = Metrics()
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(threadpool_limits(1))  # NumPy's own threads only get in the way of ours
+        url = await _redis_url(config, stack)
+        sink = _CountingSink(_redis_sink(config, url), metrics)
+        stack.push_async_callback(sink.close)
+        await sink.start()
+        engine = await stack.enter_async_context(running_engine(models, settings))
+        compute = stack.enter_context(ThreadPoolExecutor(os.cpu_count() or 2, thread_name_prefix="vad"))
+        streams = StreamServer(_rules(config, engine), Services(engine, sink, compute), metrics)
+        for batcher in (engine.asr, engine.emotion):
+            name = batcher.name
+            metrics.watch(f"medusa_{name}_queue_depth", f"Items that wait for the {name} model", lambda b=batcher: b.depth)
+            metrics.watch(f"medusa_{name}_batches", f"Batches of the {name} model", lambda b=batcher: b.counts.batches)
+            metrics.watch(f"medusa_{name}_items", f"Items of the {name} model", lambda b=batcher: b.counts.items)
+        yield Daemon(_app(streams, sink, metrics, engine.bundle_id), streams, sink, url, engine.bundle_id)
+
+
+async def _redis_url(config: Config, stack: contextlib.AsyncExitStack) -> str:
+    if config.redis != EMBEDDED:
+        return config.redis
+    port = config.streams.embedded_port or None
+    server = await stack.enter_async_context(EmbeddedRedis.start(port=port, data_dir=config.streams.embedded_dir))
+    return server.url
+
+
+def _redis_sink(config: Config, url: str) -> RedisSink:
+    s = config.streams
+    spool = Spool(s.spool_dir, memory_limit=s.spool_memory, disk_limit=s.spool_disk)
+    return RedisSink(url, spool=spool, settings=StreamSettings(maxlen=s.maxlen, call_ttl_s=s.call_ttl_s))
+
+
+def _rules(config: Config, engine: Engine) -> StreamRules:
+    ensemble = engine.models.bundle.manifest.ensemble
+    return StreamRules(
+        bundle_id=engine.bundle_id,
+        trained_classes=ensemble.trained_classes,
+        trained_attributes=ensemble.trained_attributes,
+        multilingual=engine.models.multilingual,
+        endpointing=config.endpointing_rules(),
+        interim_ms=config.interim_ms,
+        max_streams=config.limits.max_streams,
+        max_message_bytes=config.limits.max_message_bytes,
+        idle_timeout_s=config.limits.idle_timeout_s,
+        outbox=config.limits.outbox,
+    )
+
+
+def _app(streams: StreamServer, sink: Sink, metrics: Metrics, bundle_id: str) -> Starlette:
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "alive", "model": bundle_id})
+
+    async def ready(_: Request) -> Response:
+        problem = "shutting down" if streams.draining else sink.healthy()
+        return JSONResponse({"ready": problem is None, "problem": problem}, 200 if problem is None else 503)
+
+    async def metrics_page(_: Request) -> Response:
+        return Response(metrics.page(), media_type="text/plain; version=0.0.4")
+
+    return Starlette(
+        routes=[
+            WebSocketRoute("/v1/stream", streams),
+            Route("/health", health),
+            Route("/ready", ready),
+            Route("/metrics", metrics_page),
+            Mount("/", StaticFiles(directory=_WEB, html=True)),
+        ]
+    )
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without its own signal handling: it would cut streams off before they are finished."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves signals to `serve`."""
+        yield
+
+
+async def serve(
+    config: Config,
+    on_ready: Callable[[Daemon, int], None] = lambda daemon, port: None,
+    stop: asyncio.Event | None = None,
+) -> int:
+    """Serves until SIGTERM, SIGINT or `stop`, then finishes every stream; returns the exit status.
+
+    Args:
+        config: what to serve.
+        on_ready: called once the socket listens, with the port.
+        stop: ends the service when it is set.
+
+    Raises:
+        ConfigError: if the configuration cannot work.
+    """
+    stop = stop or asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running_daemon(config) as daemon:
+        server = _Uvicorn(_uvicorn_config(config, daemon.app))
+        serving = asyncio.create_task(server.serve())
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.01)
+        if serving.done():
+            await serving
+            return 1
+        on_ready(daemon, server.servers[0].sockets[0].getsockname()[1])
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        _log.info("stopping: finishing open streams")
+        left = await daemon.streams.drain(config.drain_timeout_s)
+        waiting = await daemon.sink.drain(config.drain_timeout_s)
+        server.should_exit = True
+        await serving
+        stopping.cancel()
+    if left:
+        _log.error("%d streams did not finish in %g s", left, config.drain_timeout_s)
+    if waiting:
+        _log.warning("%d events are kept on disk: Redis did not take them", waiting)
+    return 0 if not left else 1
+
+
+def _uvicorn_config(config: Config, app: Starlette) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=config.host,
+        port=config.port,
+        ws="websockets-sansio",
+        ws_max_size=config.limits.max_message_bytes + 1,
+        ws_per_message_deflate=False,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=5,
+    )

@@ -1,0 +1,91 @@
+"""What a client asks for when it opens a stream: checked once, with an error that says what would be right."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from daemon.errors import CLOSE_BAD_DATA, PeerError
+
+DEFAULT_ROLES: Final = {1: ("customer",), 2: ("customer", "agent")}
+_NAME: Final = r"^[A-Za-z0-9_.:@-]{1,128}$"
+_MAX_METADATA: Final = 16
+
+
+class StreamRequest(BaseModel):
+    """Parameters of `/v1/stream`, as query string or as the first message `{"type": "start", ...}`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    encoding: str = "linear16"
+    sample_rate: int = 16_000
+    channels: int = 1
+    roles: tuple[str, ...] = ()
+    language: str | None = Field(default=None, pattern=r"^[a-z]{2,3}$")
+    interim_ms: int | None = Field(default=None, ge=0, le=60_000)
+    call_id: str | None = Field(default=None, pattern=_NAME)
+    metadata: dict[str, str] = Field(default_factory=dict, max_length=_MAX_METADATA)
+
+    def role_names(self) -> tuple[str, ...]:
+        """A role per channel.
+
+        Raises:
+            PeerError: if the number of roles is not the number of channels.
+        """
+        roles = self.roles or DEFAULT_ROLES.get(self.channels, ())
+        if len(roles) != self.channels or len(set(roles)) != len(roles):
+            raise PeerError(
+                "bad_roles", f"roles {list(roles)} do not name {self.channels} different channels, for instance customer,agent"
+            )
+        return roles
+
+
+def request_of_query(query: Mapping[str, str]) -> StreamRequest:
+    """Reads the query string: roles separated by commas, metadata as JSON.
+
+    Raises:
+        PeerError: naming every parameter that is wrong.
+    """
+    values: dict[str, Any] = dict(query)
+    if "roles" in values:
+        values["roles"] = tuple(part.strip() for part in values["roles"].split(","))
+    if "metadata" in values:
+        values["metadata"] = parse_object(values["metadata"])
+    return _validated(values)
+
+
+def request_of_message(text: str) -> StreamRequest:
+    """Reads the first message of a stream without a query string.
+
+    Raises:
+        PeerError: if it is no `start` message or a parameter is wrong.
+    """
+    values = parse_object(text)
+    kind = values.pop("type", None)
+    if kind != "start":
+        raise PeerError("bad_start", f'the first message has type {kind!r}; it must be "start" with the stream\'s parameters')
+    return _validated(values)
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        PeerError: if `text` is something else.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
+        raise PeerError("bad_json", f"a text message is no JSON: {error}", CLOSE_BAD_DATA) from error
+    if not isinstance(value, dict):
+        raise PeerError("bad_json", f"a text message holds a {type(value).__name__}; it must be an object", CLOSE_BAD_DATA)
+    return value
+
+
+def _validated(values: dict[str, Any]) -> StreamRequest:
+    try:
+        return StreamRequest.model_validate(values)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r:.80})" for e in error.errors())
+        raise PeerError("bad_request", wrong) from error

@@ -1,0 +1,148 @@
+"""A tiny ensemble with real widths of its audio encoders, a tiny text encoder, and utterances for them. No downloads."""
+
+import atexit
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel
+
+from export.bundle import write_bundle
+from model.features import PROSODY_DIM, Frames
+from model.network.checkpoint import Checkpoint, save_checkpoint
+from model.network.deepser import DeepSER, FrameStack
+from model.network.metaclassifier import MetaClassifier
+from model.spec import EncoderSpec, EnsembleSpec, MemberSpec
+
+DIM = 16
+WHISPER_DIM = 384
+TEXT_DIM = 12
+WORDS = ("i", "am", "so", "happy", "angry", "today", "no", "what", "are", "you", "doing", ".", "!", "?")
+_SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
+
+
+def tiny_encoders(whisper: str = "path:whisper", text: str = "path:text") -> tuple[EncoderSpec, ...]:
+    """Whisper, prosody and text encoders; the sources are those of the weights."""
+    return (
+        EncoderSpec("whisper", "whisper-ctranslate2", WHISPER_DIM, 8, (whisper,)),
+        EncoderSpec("prosody", "log-mel-prosody", PROSODY_DIM, 16),
+        EncoderSpec("text", "text-transformer", TEXT_DIM, 1, (text,)),
+    )
+
+
+def tiny_member(name: str, modalities: tuple[str, ...], layers: int = 2, seed: int = 1) -> MemberSpec:
+    """A member of width 16 with dropout."""
+    return MemberSpec(name, modalities, DIM, heads=2, layers=layers, feed_forward=24, dropout=0.3, seed=seed)
+
+
+def tiny_spec(encoders: tuple[EncoderSpec, ...] | None = None) -> EnsembleSpec:
+    """Two members over three encoders; two classes and one attribute were never trained."""
+    return EnsembleSpec(
+        encoders=encoders or tiny_encoders(),
+        members=(
+            tiny_member("voice", ("prosody",), layers=1),
+            tiny_member("words", ("whisper", "text"), seed=2),
+        ),
+        trained_classes=("angry", "sad", "happy", "fear", "disgust", "neutral"),
+        trained_attributes=("arousal", "valence"),
+    )
+
+
+def tiny_networks(spec: EnsembleSpec, seed: int = 0) -> tuple[tuple[DeepSER, ...], MetaClassifier]:
+    """Networks with random weights and statistics that are not trivial."""
+    torch.manual_seed(seed)
+    encoders = {encoder.name: encoder for encoder in spec.encoders}
+    members = tuple(DeepSER(member, encoders).eval() for member in spec.members)
+    for member in members:
+        for stack in member.stacks.values():
+            assert isinstance(stack, FrameStack)
+            stack.set_statistics(torch.randn_like(stack.mean), 0.5 + torch.rand_like(stack.mean))
+    return members, MetaClassifier(len(members)).eval()
+
+
+def tiny_checkpoint(spec: EnsembleSpec, seed: int = 0) -> Checkpoint:
+    """A checkpoint of random networks."""
+    members, meta = tiny_networks(spec, seed)
+    return Checkpoint(
+        name="tiny",
+        spec=spec,
+        members=members,
+        meta=meta,
+        temperature=1.5,
+        abstain_below=0.2,
+        metrics={"uar": 0.5},
+        training={"data": "random", "licence": "none", "contaminated_by": []},
+        model_card="# Tiny\n",
+    )
+
+
+def write_tiny_checkpoint(folder: Path, seed: int = 0) -> Path:
+    """A checkpoint on disk whose encoders' weights lie beside it."""
+    text, whisper = folder / "text", folder / "whisper"
+    write_tiny_text_encoder(text)
+    whisper.mkdir()
+    (whisper / "model.bin").write_bytes(b"weights that stay outside the bundle")
+    spec = tiny_spec(tiny_encoders(f"path:{whisper}", f"path:{text}"))
+    save_checkpoint(folder / "checkpoint", tiny_checkpoint(spec, seed))
+    return folder / "checkpoint"
+
+
+def write_tiny_tokenizer(path: Path) -> None:
+    """A word tokenizer with `[CLS]` and `[SEP]` around each text."""
+    vocabulary = {word: index for index, word in enumerate((*_SPECIAL, *WORDS))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))  # noqa: S106  # no password
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+    tokenizer.save(str(path))
+
+
+def write_tiny_text_encoder(folder: Path) -> None:
+    """A BERT of width 12 with random weights, and its tokenizer, as `transformers` keeps them."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(_SPECIAL) + len(WORDS),
+        hidden_size=TEXT_DIM,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=20,
+        max_position_embeddings=128,
+    )
+    BertModel(config).save_pretrained(folder)
+    write_tiny_tokenizer(folder / "tokenizer.json")
+
+
+def tiny_frames(spec: EnsembleSpec, generator: np.random.Generator, count: int) -> list[dict[str, Frames]]:
+    """Utterances with random frames of random lengths; the first has no words."""
+    items = []
+    for index in range(count):
+        item: dict[str, Frames] = {}
+        for encoder in spec.encoders:
+            length = int(generator.integers(1, 5 * encoder.stack))
+            if encoder.name == "text" and index == 0:
+                length = 0
+            item[encoder.name] = generator.standard_normal((length, encoder.dim)).astype(np.float32)
+        items.append(item)
+    return items
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A tiny checkpoint and its bundle; read them, never change them."""
+
+    checkpoint: Path
+    bundle: Path
+
+
+@cache
+def tiny_bundle() -> Exported:
+    """The tiny ensemble exported once per process: an export takes several seconds."""
+    folder = TemporaryDirectory(prefix="tiny-bundle-")
+    atexit.register(folder.cleanup)
+    checkpoint = write_tiny_checkpoint(Path(folder.name))
+    write_bundle(checkpoint, Path(folder.name) / "bundle")
+    return Exported(checkpoint, Path(folder.name) / "bundle")
