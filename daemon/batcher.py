@@ -83,7 +83,11 @@ class Batcher(Generic[Item, Result]):
     """
 
     def __init__(
-        self, name: str, model: Callable[[Sequence[Item]], Sequence[Result]], executor: Executor, settings: BatchSettings
+        self,
+        name: str,
+        model: Callable[[Sequence[Item]], Sequence[Result]],
+        executor: Executor,
+        settings: BatchSettings,
     ) -> None:
         self.name = name
         self.counts = BatchCounts()
@@ -92,6 +96,8 @@ class Batcher(Generic[Item, Result]):
         self._settings = settings
         self._lanes: _Lanes[Item, Result] = _Lanes()
         self._arrived = asyncio.Event()
+        self._unanswered: set[asyncio.Future[Timed[Result]]] = set()
+        self._stopped = False
 
     @property
     def depth(self) -> int:
@@ -103,8 +109,10 @@ class Batcher(Generic[Item, Result]):
 
         Raises:
             CapacityError: if the item is interim and the queue is full.
-            UpstreamError: if the model failed on this item.
+            UpstreamError: if the model failed on this item, or was stopped before it answered.
         """
+        if self._stopped:
+            raise self._stop_error()
         if not final and len(self._lanes) >= self._settings.max_queue_size:
             self.counts.refused += 1
             raise CapacityError(f"the {self.name} queue holds {len(self._lanes)} items: interim work is refused")
@@ -113,13 +121,26 @@ class Batcher(Generic[Item, Result]):
         )
         (self._lanes.final if final else self._lanes.interim).append(waiting)
         self._arrived.set()
-        return await waiting.future
+        self._unanswered.add(waiting.future)
+        try:
+            return await waiting.future
+        finally:
+            self._unanswered.discard(waiting.future)
 
     async def run(self) -> None:
-        """Serves for ever; cancel it to stop."""
-        async with asyncio.TaskGroup() as group:
-            for _ in range(self._settings.workers):
-                group.create_task(self._serve(), name=f"batcher-{self.name}")
+        """Serves for ever; cancel it to stop. Whoever still waits then gets an UpstreamError."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._settings.workers):
+                    group.create_task(self._serve(), name=f"batcher-{self.name}")
+        finally:
+            self._stopped = True
+            for future in self._unanswered:
+                if not future.done():
+                    future.set_exception(self._stop_error())
+
+    def _stop_error(self) -> UpstreamError:
+        return UpstreamError(f"the {self.name} model was stopped")
 
     async def _serve(self) -> None:
         while True:

@@ -11,7 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from daemon.client import DEFAULT_URL, paced, stream as stream_messages
+from daemon.client import DEFAULT_URL, paced
+from daemon.client import stream as stream_messages
 from daemon.config import Config, load_config
 from daemon.demo import OWN_CALL, run_demo
 from daemon.engine import load_models, pick_device
@@ -19,7 +20,8 @@ from daemon.errors import DaemonError
 from daemon.events import read_events
 from daemon.live import flat, show
 from daemon.offline import score_recording
-from daemon.server import Daemon, serve as serve_forever
+from daemon.server import Daemon
+from daemon.server import serve as serve_forever
 from daemon.wire import redis_fields
 from model.recording import RecordingError, read_recording
 
@@ -33,15 +35,20 @@ RedisOption = Annotated[str | None, typer.Option("--redis", help="redis:// URL, 
 FileArgument = Annotated[Path, typer.Argument(help="Recording in any format.", dir_okay=False)]
 
 
+def _complain(problem: object) -> None:
+    """Prints an error as it is: a path may hold brackets, and must not be broken into lines."""
+    errors.print(str(problem), style="red", markup=False, highlight=False, soft_wrap=True)
+
+
 def _run(work: Coroutine[Any, Any, int]) -> None:
     """Runs a command; our own errors become one message and exit status 2."""
     try:
         status = asyncio.run(work)
     except (DaemonError, RecordingError) as error:
-        errors.print(f"[red]{error}[/red]", highlight=False)
+        _complain(error)
         raise typer.Exit(2) from error
     except (ConnectionError, OSError) as error:
-        errors.print(f"[red]cannot reach the server: {error}[/red]", highlight=False)
+        _complain(f"cannot reach the server: {error}")
         raise typer.Exit(1) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(130) from error
@@ -52,7 +59,7 @@ def _config(path: Path | None, **flags: Any) -> Config:
     try:
         return load_config(path, flags)
     except DaemonError as error:
-        errors.print(f"[red]{error}[/red]", highlight=False)
+        _complain(error)
         raise typer.Exit(2) from error
 
 
@@ -82,7 +89,9 @@ def serve(
 
 @app.command()
 def stream(
-    file: Annotated[str, typer.Argument(help="Recording in any format; - for 16 kHz linear16 mono from standard input.")],
+    file: Annotated[
+        str, typer.Argument(help="Recording in any format; - for 16 kHz linear16 mono from standard input.")
+    ],
     url: Annotated[str, typer.Option(help="Stream URL.")] = DEFAULT_URL,
     speed: Annotated[float, typer.Option(help="1 is real time, 0 as fast as the server takes it.")] = 1.0,
 ) -> None:
@@ -104,7 +113,7 @@ async def _stream(file: str, url: str, speed: float) -> int:
         if message["type"] == "emotion":
             show(console, flat(message))
         elif message["type"] == "error":
-            errors.print(f"[red]{message['message']}[/red]", highlight=False)
+            _complain(message["message"])
             status = 1
     return status
 
@@ -159,7 +168,7 @@ def check(config: ConfigOption = None, bundle: BundleOption = None, redis: Redis
         device = pick_device(settings.models.device)
         models = load_models(settings.bundle, settings.engine_settings())
     except DaemonError as error:
-        errors.print(f"[red]{error}[/red]", highlight=False)
+        _complain(error)
         raise typer.Exit(2) from error
     manifest = models.bundle.manifest
     table = Table(show_header=False)

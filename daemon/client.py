@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from model.audio import SAMPLE_RATE_HZ, Samples
 
@@ -25,21 +25,33 @@ async def stream(url: str, chunks: AsyncIterable[bytes], **parameters: Any) -> A
         parameters: of the stream: encoding, sample_rate, channels, roles, language, interim_ms, call_id.
 
     Raises:
-        ConnectionError: if the connection ended before `session.closed`.
+        ConnectionError: if there is no such server, or the connection ended before `session.closed`.
     """
-    query = urlencode({name: value for name, value in parameters.items() if value is not None})
-    async with connect(f"{url}?{query}", max_size=None) as connection:
-        sending = asyncio.create_task(_send(connection, chunks))
-        try:
-            async for text in connection:
-                message = json.loads(text)
+    # Without any parameter the server would wait for a start message.
+    given = {"encoding": "linear16"} | {name: value for name, value in parameters.items() if value is not None}
+    try:
+        # A server that holds us back does not read our pings either, for as long as that takes.
+        async with connect(f"{url}?{urlencode(given)}", max_size=None, ping_timeout=None) as connection:
+            async for message in _exchange(connection, chunks):
                 yield message
-                if message["type"] == "session.closed":
-                    return
-            raise ConnectionError(f"the server closed the connection early ({connection.close_code})")
-        finally:
-            sending.cancel()
-            await asyncio.wait({sending})
+    except InvalidHandshake as error:
+        raise ConnectionError(f"{url} is no stream server: {error}") from error
+
+
+async def _exchange(connection: ClientConnection, chunks: AsyncIterable[bytes]) -> AsyncIterator[dict[str, Any]]:
+    sending = asyncio.create_task(_send(connection, chunks))
+    try:
+        async for text in connection:
+            message = json.loads(text)
+            yield message
+            if message["type"] == "session.closed":
+                return
+        raise ConnectionError(f"the server closed the connection early ({connection.close_code})")
+    except ConnectionClosed as error:
+        raise ConnectionError(f"the server closed the connection early ({error})") from error
+    finally:
+        sending.cancel()
+        await asyncio.wait({sending})
 
 
 async def _send(connection: ClientConnection, chunks: AsyncIterable[bytes]) -> None:

@@ -2,10 +2,16 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from daemon.batcher import BatchSettings
 from daemon.engine import EngineSettings, default_threads
@@ -27,6 +33,11 @@ class EndpointingConfig(_Section):
     offset: float = 0.35
     min_speech_ms: int = 96
     endpoint_silence_ms: int = 500
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        Endpointing(**self.model_dump())
+        return self
 
 
 class LimitsConfig(_Section):
@@ -116,19 +127,17 @@ def load_config(path: Path | None, flags: dict[str, Any]) -> Config:
     given = {name: value for name, value in flags.items() if value is not None}
     try:
         from_file = tomllib.loads(path.read_text(encoding="utf-8")) if path else {}
-        environment = Config(**{}).model_dump(exclude_unset=True)
-        config = Config(**_merge(_merge(from_file, environment), given))
-        config.endpointing_rules()
+        environment = EnvSettingsSource(Config)()  # unchecked: its mistakes are told together with the others
+        return Config(**_merge(_merge(from_file, environment), given))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r:.80})" for e in error.errors()]
         raise ConfigError(f"the configuration has {error.error_count()} mistakes:\n" + "\n".join(lines)) from error
-    except ValueError as error:
-        raise ConfigError(f"endpointing: {error}") from error
-    return config
+    except SettingsError as error:
+        raise ConfigError(f"the environment: {error} (JSON expected): {error.__cause__}") from error
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The engine: every model once, each behind its batcher, shared by all streams.
 
-    utterance -> asr batcher (frames, words) -> emotion batcher (posteriors) -> scores
+utterance -> asr batcher (frames, words) -> emotion batcher (posteriors) -> scores
 """
 
 import asyncio
@@ -94,7 +94,9 @@ def pick_device(wanted: str) -> str:
     """
     gpus = ctranslate2.get_cuda_device_count()
     if wanted == "cuda" and gpus == 0:
-        raise ConfigError('device is "cuda", but CTranslate2 sees no GPU: install the CUDA libraries or set device to "cpu"')
+        raise ConfigError(
+            'device is "cuda", but CTranslate2 sees no GPU: install the CUDA libraries or set device to "cpu"'
+        )
     if wanted not in ("auto", "cpu", "cuda"):
         raise ConfigError(f'device is {wanted!r}; it must be "auto", "cpu" or "cuda"')
     return "cuda" if wanted == "cuda" or (wanted == "auto" and gpus > 0) else "cpu"
@@ -103,7 +105,9 @@ def pick_device(wanted: str) -> str:
 class Engine:
     """Implements `daemon.interfaces.Scorer` over two batchers."""
 
-    def __init__(self, models: Models, settings: EngineSettings, asr: ThreadPoolExecutor, emotion: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, models: Models, settings: EngineSettings, asr: ThreadPoolExecutor, emotion: ThreadPoolExecutor
+    ) -> None:
         self.models = models
         self.asr: Batcher[AsrItem, Heard] = Batcher("asr", models.asr, asr, settings.batch)
         self.emotion: Batcher[EmotionItem, Scored] = Batcher("emotion", models.emotion, emotion, settings.batch)

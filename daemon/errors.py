@@ -1,10 +1,10 @@
 """What can go wrong at run time. The four kinds differ because their handling differs.
 
-    DaemonError
-    |-- ConfigError       the operator's configuration cannot work: printed whole, the process does not start
-    |-- PeerError         a client broke the protocol: it is told, its connection is closed, nobody else notices
-    |-- CapacityError     the server is full: the client is told to come back (1013), nothing was accepted
-    `-- UpstreamError     a service behind us failed (Redis, a model): retried, and reported by readiness
+DaemonError
+|-- ConfigError       the operator's configuration cannot work: printed whole, the process does not start
+|-- PeerError         a client broke the protocol: it is told, its connection is closed, nobody else notices
+|-- CapacityError     the server is full: the client is told to come back (1013), nothing was accepted
+`-- UpstreamError     a service behind us failed (Redis, a model): retried, and reported by readiness
 """
 
 from typing import Final

@@ -70,7 +70,8 @@ def interim_line(fields: Mapping[str, str]) -> Text:
     top = fields["top"]
     bar = "█" * round(float(fields["confidence"]) * _BAR)
     return Text.assemble(
-        (f"{float(fields['end_ms']) / _MS_PER_S:6.1f} s  {fields['role']:<9} … ", "dim"), (f"{top:<9}{bar}", COLORS[top])
+        (f"{float(fields['end_ms']) / _MS_PER_S:6.1f} s  {fields['role']:<9} … ", "dim"),
+        (f"{top:<9}{bar}", COLORS[top]),
     )
 
 
@@ -82,7 +83,8 @@ def show(console: Console, fields: Mapping[str, str]) -> None:
     elif kind == "emotion.interim":
         console.print(interim_line(fields))
     elif kind == "call.started":
-        console.print(f"[dim]call {fields['call']} started: {fields['role']}[/dim]", highlight=False)
+        # Without markup: roles are a client's own text.
+        console.print(f"call {fields['call']} started: {fields['role']}", style="dim", markup=False, highlight=False)
     elif kind == "gap":
         console.print("[yellow]gap: interim results were dropped[/yellow]")
     else:

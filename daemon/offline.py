@@ -24,7 +24,9 @@ async def score_recording(path: Path, config: Config) -> list[EmotionEvent]:
     return await score_samples(audio, config)
 
 
-async def score_samples(audio: Samples, config: Config, roles: tuple[str, ...] = ("customer", "agent")) -> list[EmotionEvent]:
+async def score_samples(
+    audio: Samples, config: Config, roles: tuple[str, ...] = ("customer", "agent")
+) -> list[EmotionEvent]:
     """Final results of `float32 [channels, T]` at 16 kHz, in the order in which utterances end.
 
     Raises:
@@ -48,4 +50,3 @@ def cut(audio: Samples, config: Config) -> list[Utterance]:
     outputs = session.feed(list(audio)) + session.close()
     utterances = [output for output in outputs if isinstance(output, Utterance)]
     return sorted(utterances, key=lambda utterance: utterance.decided)
-

@@ -53,7 +53,9 @@ class AudioDecoder:
     def __init__(self, encoding: str, sample_rate: int, channels: int) -> None:
         if encoding not in ENCODINGS:
             raise PeerError(
-                "bad_encoding", f"encoding {encoding!r} is not known; use one of {', '.join(ENCODINGS)}", CLOSE_UNSUPPORTED
+                "bad_encoding",
+                f"encoding {encoding!r} is not known; use one of {', '.join(ENCODINGS)}",
+                CLOSE_UNSUPPORTED,
             )
         if not LOWEST_RATE_HZ <= sample_rate <= HIGHEST_RATE_HZ:
             raise PeerError(
@@ -100,7 +102,9 @@ class AudioDecoder:
             return _alaw_table()[np.frombuffer(data, np.uint8)]
         samples = np.frombuffer(data, "<f4").astype(np.float32)
         if not np.isfinite(samples).all():
-            raise PeerError("not_finite", "a float32 message holds NaN or infinity; samples lie in -1..1", CLOSE_BAD_DATA)
+            raise PeerError(
+                "not_finite", "a float32 message holds NaN or infinity; samples lie in -1..1", CLOSE_BAD_DATA
+            )
         return np.clip(samples, -1.0, 1.0)
 
 

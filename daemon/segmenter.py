@@ -14,7 +14,8 @@ Every VAD window (512 samples) is one step. The states and what moves between th
     TRAILING                    at max_utterance  SILENCE    Cut(the same, forced)
 
 Speech that goes on past `max_utterance` is cut behind the quietest window of its last three seconds, and goes on as the
-next utterance; where it just pauses, the pause ends it. Windows lie on the stream's own grid, so the way that audio is chunked cannot move a boundary.
+next utterance; where it just pauses, the pause ends it. Windows lie on the stream's own grid, so the way that audio is
+chunked cannot move a boundary.
 """
 
 import enum
@@ -32,6 +33,8 @@ from model.audio import (
 
 _FORCED_SEARCH: Final = 3 * SAMPLE_RATE_HZ
 """Where a forced cut looks for the quietest window."""
+
+_LONGEST_MIN_SPEECH_MS: Final = 5_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +59,11 @@ class Endpointing:
             raise ValueError(f"0 < offset <= onset < 1 must hold, got offset {self.offset} and onset {self.onset}")
         if self.endpoint_silence_ms * SAMPLES_PER_MS < POST_PAD:
             least = POST_PAD // SAMPLES_PER_MS
-            raise ValueError(f"endpoint_silence_ms is at least {least} (the audio kept), got {self.endpoint_silence_ms}")
-        if self.min_speech_ms < 1:
-            raise ValueError(f"min_speech_ms is positive, got {self.min_speech_ms}")
+            raise ValueError(
+                f"endpoint_silence_ms is at least {least} (the audio kept), got {self.endpoint_silence_ms}"
+            )
+        if not 1 <= self.min_speech_ms <= _LONGEST_MIN_SPEECH_MS:
+            raise ValueError(f"min_speech_ms lies in 1..{_LONGEST_MIN_SPEECH_MS}, got {self.min_speech_ms}")
 
 
 @dataclass(frozen=True, slots=True)

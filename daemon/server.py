@@ -5,10 +5,12 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -18,9 +20,11 @@ from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from threadpoolctl import threadpool_limits
 
+from daemon.batcher import Batcher
 from daemon.config import EMBEDDED, Config
 from daemon.embedded import EmbeddedRedis
 from daemon.engine import Engine, load_models, running_engine
+from daemon.errors import ConfigError
 from daemon.interfaces import Sink
 from daemon.messages import EmotionEvent, Event
 from daemon.metrics import Metrics
@@ -85,12 +89,16 @@ async def running_daemon(config: Config) -> AsyncIterator[Daemon]:
         engine = await stack.enter_async_context(running_engine(models, settings))
         compute = stack.enter_context(ThreadPoolExecutor(os.cpu_count() or 2, thread_name_prefix="vad"))
         streams = StreamServer(_rules(config, engine), Services(engine, sink, compute), metrics)
-        for batcher in (engine.asr, engine.emotion):
-            name = batcher.name
-            metrics.watch(f"medusa_{name}_queue_depth", f"Items that wait for the {name} model", lambda b=batcher: b.depth)
-            metrics.watch(f"medusa_{name}_batches", f"Batches of the {name} model", lambda b=batcher: b.counts.batches)
-            metrics.watch(f"medusa_{name}_items", f"Items of the {name} model", lambda b=batcher: b.counts.items)
+        _watch(metrics, engine.asr)
+        _watch(metrics, engine.emotion)
         yield Daemon(_app(streams, sink, metrics, engine.bundle_id), streams, sink, url, engine.bundle_id)
+
+
+def _watch(metrics: Metrics, batcher: Batcher[Any, Any]) -> None:
+    name = batcher.name
+    metrics.watch(f"medusa_{name}_queue_depth", f"Items that wait for the {name} model", lambda: batcher.depth)
+    metrics.watch(f"medusa_{name}_batches", f"Batches of the {name} model", lambda: batcher.counts.batches)
+    metrics.watch(f"medusa_{name}_items", f"Items of the {name} model", lambda: batcher.counts.items)
 
 
 async def _redis_url(config: Config, stack: contextlib.AsyncExitStack) -> str:
@@ -136,7 +144,7 @@ def _app(streams: StreamServer, sink: Sink, metrics: Metrics, bundle_id: str) ->
 
     return Starlette(
         routes=[
-            WebSocketRoute("/v1/stream", streams),
+            WebSocketRoute("/v1/stream", streams.__call__),  # Starlette takes a callable object for a whole ASGI app
             Route("/health", health),
             Route("/ready", ready),
             Route("/metrics", metrics_page),
@@ -173,15 +181,35 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    with _bound(config) as listening:
+        return await _serve_on(listening, config, on_ready, stop)
+
+
+def _bound(config: Config) -> socket.socket:
+    """The socket, bound before anything is loaded; left to uvicorn, a port in use would end in a traceback."""
+    listening = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((config.host, config.port))
+    except OSError as error:
+        listening.close()
+        problem = error.strerror or error
+        raise ConfigError(f"cannot listen on {config.host} port {config.port}: {problem}") from error
+    return listening
+
+
+async def _serve_on(
+    listening: socket.socket, config: Config, on_ready: Callable[[Daemon, int], None], stop: asyncio.Event
+) -> int:
     async with running_daemon(config) as daemon:
         server = _Uvicorn(_uvicorn_config(config, daemon.app))
-        serving = asyncio.create_task(server.serve())
-        while not server.started and not serving.done():
+        serving = asyncio.create_task(server.serve([listening]))
+        while not server.started and not serving.done():  # noqa: ASYNC110  # uvicorn has no event for it
             await asyncio.sleep(0.01)
         if serving.done():
             await serving
             return 1
-        on_ready(daemon, server.servers[0].sockets[0].getsockname()[1])
+        on_ready(daemon, listening.getsockname()[1])
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         _log.info("stopping: finishing open streams")
@@ -205,6 +233,7 @@ def _uvicorn_config(config: Config, app: Starlette) -> uvicorn.Config:
         ws="websockets-sansio",
         ws_max_size=config.limits.max_message_bytes + 1,
         ws_per_message_deflate=False,
+        ws_ping_timeout=None,  # a stream held back is not read, its pongs neither; dead clients fall to the idle timeout
         log_level="warning",
         access_log=False,
         lifespan="off",

@@ -148,9 +148,7 @@ class Session:
         if len(channels) != len(self._channels):
             raise ValueError(f"this session has {len(self._channels)} channels, got {len(channels)}")
         return [
-            output
-            for stream, samples in zip(self._channels, channels, strict=True)
-            for output in stream.feed(samples)
+            output for stream, samples in zip(self._channels, channels, strict=True) for output in stream.feed(samples)
         ]
 
     def finish(self) -> list[Output]:

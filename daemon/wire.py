@@ -80,9 +80,7 @@ def emotion_message(event: EmotionEvent) -> Message:
         "role": event.info.roles[utterance.channel],
         "start_ms": ms_from_samples(utterance.start),
         "end_ms": ms_from_samples(utterance.end),
-        "probabilities": {
-            name: round(p, _DECIMALS) for name, p in zip(CLASSES, posteriors.probabilities, strict=True)
-        },
+        "probabilities": {name: round(p, _DECIMALS) for name, p in zip(CLASSES, posteriors.probabilities, strict=True)},
         "top": posteriors.top,
         "confidence": round(posteriors.confidence, _DECIMALS),
         **{

@@ -31,7 +31,10 @@ Progress = Callable[[str, int, int], None]
 
 
 def write_bundle(
-    checkpoint_folder: Path, out: Path, progress: Progress = lambda what, done, total: None, limits: Limits | None = None
+    checkpoint_folder: Path,
+    out: Path,
+    progress: Progress = lambda what, done, total: None,
+    limits: Limits | None = None,
 ) -> Manifest:
     """Exports a checkpoint to a new folder `out`, which appears only once everything is written and checked.
 

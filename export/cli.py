@@ -24,7 +24,7 @@ from model.spec import SpecError
 app = typer.Typer(help="Turn a checkpoint into a bundle.", no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console(stderr=True)
 
-CheckpointArgument = Annotated[Path, typer.Argument(help="Folder that medusa-train wrote.", exists=True, file_okay=False)]
+CheckpointArgument = Annotated[Path, typer.Argument(help="What medusa-train wrote.", exists=True, file_okay=False)]
 OutArgument = Annotated[Path, typer.Argument(help="Folder of the new bundle; must not exist.")]
 BundleArgument = Annotated[Path, typer.Argument(help="Folder of a bundle.", exists=True, file_okay=False)]
 
@@ -67,7 +67,7 @@ def _show(figures: list[Figure]) -> None:
 @contextmanager
 def _progress() -> Iterator[Report]:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators of packages that are not used here
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("load", total=None)

@@ -1,8 +1,8 @@
 """What can go wrong while exporting.
 
-    ExportError
-    |-- DestinationError   the place for the bundle is taken
-    `-- ParityError        a graph does not compute what its network computes
+ExportError
+|-- DestinationError   the place for the bundle is taken
+`-- ParityError        a graph does not compute what its network computes
 """
 
 

@@ -22,11 +22,12 @@ from model.bundle import ENSEMBLE, TEXT_OUTPUT, Bundle, inputs_of, mask_of
 from model.features import Frames, collate
 from model.labels import ATTRIBUTE_RANGE
 from model.network.checkpoint import Checkpoint
+from model.network.deepser import DeepSER
 from model.network.encoders import TextEncoder, load_text_encoder
 from model.network.metaclassifier import WIDTH
 from model.runtime import EnsembleRuntime, OnnxTextEncoder, make_session, text_encoder_of
 from model.sources import resolve_encoder
-from model.spec import EncoderSpec
+from model.spec import EncoderSpec, EnsembleSpec
 from model.text import TextTokenizer, word_frames
 
 Array = npt.NDArray[np.float32]
@@ -127,13 +128,11 @@ def measure_text_graph(reference: TextReference, graph: bytes, limits: Limits) -
     return Figure("text encoder, float32", worst, limits.hidden)
 
 
-def measure(
-    checkpoint: Checkpoint, bundle: Bundle, text: TextReference | None, limits: Limits
-) -> list[Figure]:
+def measure(checkpoint: Checkpoint, bundle: Bundle, text: TextReference | None, limits: Limits) -> list[Figure]:
     """Every graph of a bundle against the checkpoint it should come from."""
     items = example_items(checkpoint)
-    figures = [*_ensemble_figures(checkpoint, bundle.path, items, limits)]
-    figures += [_member_figure(checkpoint, index, bundle.path, items, limits) for index in range(len(checkpoint.members))]
+    figures = _ensemble_figures(checkpoint, bundle.path, items, limits)
+    figures += [_member_figure(member, checkpoint.spec, bundle.path, items, limits) for member in checkpoint.members]
     figures.append(_meta_figure(checkpoint, bundle.path, limits))
     if text is not None:
         shipped = OnnxTextEncoder(bundle, threads=1)
@@ -182,14 +181,12 @@ def _ensemble_figures(
 
 
 def _member_figure(
-    checkpoint: Checkpoint, index: int, folder: Path, items: Sequence[Mapping[str, Frames]], limits: Limits
+    member: DeepSER, spec: EnsembleSpec, folder: Path, items: Sequence[Mapping[str, Frames]], limits: Limits
 ) -> Figure:
-    member = checkpoint.members[index]
     session = make_session(folder / "members" / f"{member.spec.name}.onnx", threads=1)
-    encoders = tuple(checkpoint.spec.encoder(name) for name in member.spec.modalities)
-    return Figure(
-        f"member {member.spec.name}", _worst(session, member, encoders, items, _head_values), limits.posterior
-    )
+    encoders = tuple(spec.encoder(name) for name in member.spec.modalities)
+    worst = _worst(session, member, encoders, items, _head_values)
+    return Figure(f"member {member.spec.name}", worst, limits.posterior)
 
 
 def _meta_figure(checkpoint: Checkpoint, folder: Path, limits: Limits) -> Figure:
@@ -274,7 +271,7 @@ def _relative(expected: Sequence[Frames], found: Sequence[Frames]) -> float:
     for right, frames in zip(expected, found, strict=True):
         if right.shape != frames.shape:
             return float("inf")
-        worst = max(worst, float(np.linalg.norm(frames - right) / max(np.linalg.norm(right), 1e-12)))
+        worst = max(worst, float(np.linalg.norm(frames - right)) / max(float(np.linalg.norm(right)), 1e-12))
     return worst
 
 

@@ -15,32 +15,30 @@ from model.audio import MEL_HOP, SAMPLE_RATE_HZ, Samples, frame_count
 Frames = npt.NDArray[np.float32]
 """`float32 [F, d]`."""
 
-_WINDOW: Final = 400
-"""Samples under one spectral window (25 ms)."""
-_FFT: Final = 512
-_BANDS: Final = 64
-_LOWEST_HZ: Final = 60.0
-_HIGHEST_HZ: Final = 7600.0
-_FLOOR: Final = 1e-8
-"""Power floor: the noise of a 16-bit recording lies above it."""
+_RANGE_DB: Final = 50.0
+"""Loudness range below an utterance's mean power that counts: what lies deeper is the recording's noise floor."""
 
 _PITCH_WINDOW: Final = 640
 """Samples under one pitch window (40 ms: more than two periods of the lowest pitch)."""
 _PITCH_LOWEST_HZ: Final = 65.0
 _PITCH_HIGHEST_HZ: Final = 500.0
 _PITCH_REFERENCE_HZ: Final = 160.0
+_SILENCE: Final = 1e-12
+"""Power below which nothing was recorded at all."""
+
 _VOICED: Final = 0.5
 """Normalised autocorrelation above which a frame counts as voiced."""
 
-PROSODY_DIM: Final = _BANDS + 4
-"""Log-mel bands, then pitch (octaves), voicing, energy and energy slope."""
+PROSODY_DIM: Final = 4
+"""Pitch (octaves), voicing, loudness and its slope."""
 
 
 def prosody_frames(audio: Samples) -> Frames:
-    """Log-mel bands and pitch of an utterance, `float32 [ceil(T / 160), 68]`.
+    """How an utterance is spoken, whatever the microphone: `float32 [ceil(T / 160), 4]`.
 
-    The mean log power of the utterance is taken out of every band, so that the recording level does not count; pitch
-    is in octaves around 160 Hz, 0 where unvoiced. Each frame depends on its utterance alone.
+    Pitch in octaves around 160 Hz (0 where unvoiced), voicing in 0..1, loudness in nepers around the utterance's own
+    mean power, and the slope of loudness. No spectrum: its level and colour are the recording's as much as the voice's,
+    and they did harm on recordings of another corpus (docs/LOG.md, 2026-11-21). Each frame depends on its utterance alone.
 
     Raises:
         ValueError: if the audio is empty or holds a value that is not finite.
@@ -49,15 +47,13 @@ def prosody_frames(audio: Samples) -> Frames:
         raise ValueError(f"prosody needs one channel with at least one sample, got shape {list(audio.shape)}")
     if not np.isfinite(audio).all():
         raise ValueError("prosody needs finite samples: the audio holds NaN or infinity")
-    count = frame_count(len(audio), MEL_HOP)
-    power = _power_spectrum(_frame(audio, count, _WINDOW))
-    mel = np.log(power @ _mel_filters() + _FLOOR)
-    energy = np.log(power.mean(axis=1) + _FLOOR)
-    pitch, voicing = _pitch(_frame(audio, count, _PITCH_WINDOW))
-    level = energy.mean()
-    slope = np.gradient(energy) if count > 1 else np.zeros_like(energy)
-    extras = np.stack([pitch, voicing, energy - level, slope], axis=1)
-    return np.concatenate([mel - level, extras], axis=1).astype(np.float32)
+    windows = _frame(audio, frame_count(len(audio), MEL_HOP), _PITCH_WINDOW)
+    pitch, voicing = _pitch(windows)
+    power = (windows**2).mean(axis=1)
+    relative = power / max(float(power.mean()), _SILENCE)
+    loudness = 0.5 * np.log(relative + 10.0 ** (-_RANGE_DB / 10.0))
+    slope = np.gradient(loudness) if len(loudness) > 1 else np.zeros_like(loudness)
+    return np.stack([pitch, voicing, loudness, slope], axis=1).astype(np.float32)
 
 
 def _frame(audio: Samples, count: int, width: int) -> Samples:
@@ -66,26 +62,6 @@ def _frame(audio: Samples, count: int, width: int) -> Samples:
     after = max(0, (count - 1) * MEL_HOP + width - before - len(audio))
     padded = np.pad(audio, (before, after))
     return np.lib.stride_tricks.sliding_window_view(padded, width)[: count * MEL_HOP : MEL_HOP]
-
-
-def _power_spectrum(windows: Samples) -> Samples:
-    spectrum = np.fft.rfft(windows * np.hanning(windows.shape[1]).astype(np.float32), _FFT, axis=1)
-    return (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
-
-
-@cache
-def _mel_filters() -> Samples:
-    """Triangular filters `[FFT bins, bands]`, equally spaced on the mel scale (O'Shaughnessy)."""
-
-    def mel(hz: npt.ArrayLike) -> npt.NDArray[np.float64]:
-        return 2595.0 * np.log10(1.0 + np.asarray(hz, np.float64) / 700.0)
-
-    bins = mel(np.fft.rfftfreq(_FFT, 1 / SAMPLE_RATE_HZ))[:, None]
-    edges = np.linspace(mel(_LOWEST_HZ), mel(_HIGHEST_HZ), _BANDS + 2)
-    rising = (bins - edges[:-2]) / np.diff(edges)[:-1]
-    falling = (edges[2:] - bins) / np.diff(edges)[1:]
-    filters = np.maximum(0.0, np.minimum(rising, falling))
-    return (filters / np.maximum(filters.sum(axis=0), 1e-6)).astype(np.float32)
 
 
 def _pitch(windows: Samples) -> tuple[Samples, Samples]:
@@ -98,7 +74,7 @@ def _pitch(windows: Samples) -> tuple[Samples, Samples]:
     longest = int(SAMPLE_RATE_HZ / _PITCH_LOWEST_HZ)
     centred = (windows - windows.mean(axis=1, keepdims=True)) * np.hanning(_PITCH_WINDOW).astype(np.float32)
     correlation = _autocorrelation(centred)
-    normalised = correlation / np.maximum(correlation[:, :1], _FLOOR) / _window_autocorrelation()
+    normalised = correlation / np.maximum(correlation[:, :1], _SILENCE) / _window_autocorrelation()
     lags = normalised[:, shortest : longest + 1]
     best = lags.argmax(axis=1)
     voicing = np.clip(lags[np.arange(len(lags)), best], 0.0, 1.0)

@@ -25,9 +25,7 @@ def read_recording(path: Path | str) -> Samples:
             layout = container.streams.audio[0].layout.name
             resampler = av.AudioResampler(format="fltp", layout=layout, rate=SAMPLE_RATE_HZ)
             blocks = [
-                resampled.to_ndarray()
-                for frame in container.decode(audio=0)
-                for resampled in resampler.resample(frame)
+                resampled.to_ndarray() for frame in container.decode(audio=0) for resampled in resampler.resample(frame)
             ]
             blocks += [resampled.to_ndarray() for resampled in resampler.resample(None)]
     except (av.error.FFmpegError, OSError) as error:
@@ -43,4 +41,5 @@ def read_mono(path: Path | str) -> Samples:
     Raises:
         RecordingError: as `read_recording`.
     """
-    return read_recording(path).mean(axis=0, dtype=np.float32)
+    mono: Samples = read_recording(path).mean(axis=0, dtype=np.float32)
+    return mono

@@ -49,9 +49,7 @@ class ProviderError(RuntimeError):
     """ONNX Runtime cannot compute where it was asked to; the message says what it has."""
 
 
-def make_session(
-    model: Path | bytes, threads: int, providers: Sequence[str] = (CPU,)
-) -> onnxruntime.InferenceSession:
+def make_session(model: Path | bytes, threads: int, providers: Sequence[str] = (CPU,)) -> onnxruntime.InferenceSession:
     """An ONNX Runtime session that keeps no memory between calls.
 
     With inputs of every length, the CPU arena and its memory patterns keep the largest block of each shape: both are off.
@@ -75,7 +73,9 @@ def make_session(
     options.log_severity_level = _ERRORS_ONLY
     session = onnxruntime.InferenceSession(model, options, providers=list(providers))
     if silent := [name for name in providers if name not in session.get_providers()]:
-        raise ProviderError(f"onnxruntime has {', '.join(silent)} but could not start it: check its driver and libraries")
+        raise ProviderError(
+            f"onnxruntime has {', '.join(silent)} but could not start it: check its driver and libraries"
+        )
     return session
 
 
@@ -148,13 +148,16 @@ class EnsembleRuntime:
         """
         if not frames:
             return []
-        feed = {}
+        feed: dict[str, npt.NDArray[np.generic]] = {}
         for encoder in self._inputs:
             rows = [_frames_of(encoder, index, item) for index, item in enumerate(frames)]
             feed[encoder.name], feed[mask_of(encoder.name)] = collate(rows, encoder.stack)
         outputs = self._session.run(["probabilities", "attributes", "member_probabilities"], feed)
         spec, threshold = self._manifest.ensemble, self._manifest.abstain_below
-        return [posteriors_of(*rows, spec.trained_attributes, threshold) for rows in zip(*outputs, strict=True)]
+        return [
+            posteriors_of(probabilities, attributes, members, spec.trained_attributes, threshold)
+            for probabilities, attributes, members in zip(*outputs, strict=True)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +208,9 @@ def _load(path: Path, threads: int, providers: Sequence[str]) -> onnxruntime.Inf
         return make_session(path, threads, providers)
     except _LOAD_ERRORS as error:
         version = onnxruntime.__version__
-        raise BundleError(f"{path} does not load in onnxruntime {version}; upgrade it or export again: {error}") from error
+        raise BundleError(
+            f"{path} does not load in onnxruntime {version}; upgrade it or export again: {error}"
+        ) from error
 
 
 def _check(path: Path, session: onnxruntime.InferenceSession, inputs: Tensors, outputs: Tensors) -> None:

@@ -1,9 +1,9 @@
 """Where weights come from: a list of sources, tried in order, and checked against a hash.
 
-    package:NAME/PATH     a file or folder inside an installed package (which is not imported)
-    path:PATH             a file or folder
-    hub:ID or hub:ID@REV  a snapshot of the Hugging Face hub; reached only where a configuration names it
-    bundle:PATH           a file inside the bundle itself
+package:NAME/PATH     a file or folder inside an installed package (which is not imported)
+path:PATH             a file or folder
+hub:ID or hub:ID@REV  a snapshot of the Hugging Face hub; reached only where a configuration names it
+bundle:PATH           a file inside the bundle itself
 """
 
 import hashlib

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 
 from model.labels import ATTRIBUTES, class_mask
 
-EncoderKind = Literal["whisper-ctranslate2", "log-mel-prosody", "functionals", "text-transformer"]
+EncoderKind = Literal["whisper-ctranslate2", "prosody", "functionals", "text-transformer"]
 
 
 class SpecError(ValueError):

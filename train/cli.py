@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from model.recording import RecordingError
+from model.sources import SourceError
 from train.config import Recipe, load_recipe
 from train.errors import TrainError
 from train.features import Progress as Report
@@ -29,7 +31,13 @@ _CACHE = Path(".cache/features")
 
 @contextmanager
 def _progress() -> Iterator[tuple[Report, Progress]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as bar:
         tasks: dict[str, int] = {}
 
@@ -45,8 +53,13 @@ def _load(path: Path) -> Recipe:
     try:
         return load_recipe(path)
     except TrainError as error:
-        console.print(f"[red]{error}[/red]", highlight=False)
-        raise typer.Exit(2) from error
+        raise _refusal(str(error)) from error
+
+
+def _refusal(message: str) -> typer.Exit:
+    """Shows a message as it is: its square brackets are no markup, its paths are not cut."""
+    console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+    return typer.Exit(2)
 
 
 @app.command()
@@ -81,10 +94,9 @@ def report(out: OutOption) -> None:
     """
     path = out / "report.json"
     if not path.is_file():
-        console.print(f"[red]{path} does not exist: finish a run first (medusa-train run --out {out})[/red]")
-        raise typer.Exit(2)
+        raise _refusal(f"{path} does not exist: finish a run first (medusa-train run --out {out})")
     for name, evaluation in json.loads(path.read_text())["evaluations"].items():
-        console.print(f"[bold]{name}[/bold]")
+        console.print(name, style="bold", markup=False)
         for system, score in evaluation["systems"].items():
             uar = score["uar"]
             console.print(f"  {system:32} UAR {uar['value']:.3f} [{uar['low']:.3f}, {uar['high']:.3f}]", markup=False)
@@ -95,6 +107,5 @@ def _told() -> Iterator[None]:
     """Turns our own errors into one line and exit status 2."""
     try:
         yield
-    except TrainError as error:
-        console.print(f"[red]{error}[/red]", highlight=False)
-        raise typer.Exit(2) from error
+    except (TrainError, RecordingError, SourceError) as error:
+        raise _refusal(str(error)) from error

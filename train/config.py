@@ -26,6 +26,8 @@ class DataConfig(_Section):
     dev_fraction: float = Field(gt=0, lt=0.5)
     test_fraction: float = Field(gt=0, lt=0.5)
     split_seed: int = 0
+    degraded_copies: int = Field(default=0, ge=0)
+    """Copies of every clip as another room, microphone or line would have recorded it (`train.augment`)."""
 
 
 class TextConfig(_Section):
@@ -100,8 +102,8 @@ class MetaConfig(_Section):
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     seeds: tuple[int, ...] = Field(min_length=1)
-    text_draws: int = Field(default=1, ge=1)
-    """How many texts each clip is paired with in the stacking set."""
+    draws: int = Field(default=1, ge=1)
+    """How often the stacking set draws every clip, each time with a random copy and a random text."""
 
 
 class Recipe(_Section):
@@ -123,7 +125,9 @@ class Recipe(_Section):
         for member in self.members:
             unknown = set(member.modalities) - set(self.encoders)
             if unknown:
-                raise ValueError(f"member {member.name!r} reads {sorted(unknown)}: [encoders] has {sorted(self.encoders)}")
+                raise ValueError(
+                    f"member {member.name!r} reads {sorted(unknown)}: [encoders] has {sorted(self.encoders)}"
+                )
         names = [member.name for member in self.members]
         if len(set(names)) != len(names):
             raise ValueError(f"member names must differ, got {names}")
@@ -155,7 +159,9 @@ def load_recipe(path: Path) -> Recipe:
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']} (got {e['input']!r:.80})" for e in error.errors()]
+        lines = [
+            f"  {'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']} (got {e['input']!r:.80})" for e in error.errors()
+        ]
         raise RecipeError(f"{path} has {error.error_count()} mistakes:\n" + "\n".join(lines)) from error
     except SpecError as error:
         raise RecipeError(f"{path}: {error}") from error

@@ -4,7 +4,7 @@ Shapes: N = examples, F = frames, d = width of a frame.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -104,7 +104,7 @@ def tensors(
     """Padded frames and masks of the modalities in `encoders`."""
     padded, masks = {}, {}
     for name, encoder in encoders.items():
-        values, mask = collate(frames[name], encoder.stack)
+        values, mask = collate([np.asarray(rows, np.float32) for rows in frames[name]], encoder.stack)
         padded[name], masks[name] = torch.from_numpy(values), torch.from_numpy(mask)
     return padded, masks
 
@@ -133,6 +133,26 @@ def batches_by_length(
         batches.extend(part[i : i + batch_size] for i in range(0, len(part), batch_size))
     for index in rng.permutation(len(batches)):
         yield batches[index]
+
+
+def mix_copies(copies: Sequence[Examples], rng: np.random.Generator) -> Examples:
+    """Every example as one of its copies, drawn at random at every call: the recording itself or a degraded one."""
+    first = copies[0]
+    drawn = rng.integers(len(copies), size=len(first))
+    frames = {name: [copies[c].frames[name][row] for row, c in enumerate(drawn)] for name in first.frames}
+    return replace(first, frames=frames)
+
+
+def concatenate(parts: Sequence[Examples]) -> Examples:
+    """All examples of `parts`, in order."""
+    return Examples(
+        ids=tuple(name for part in parts for name in part.ids),
+        frames={name: [rows for part in parts for rows in part.frames[name]] for name in parts[0].frames},
+        targets=np.concatenate([part.targets for part in parts]),
+        attributes=np.concatenate([part.attributes for part in parts]),
+        intended=np.concatenate([part.intended for part in parts]),
+        speakers=tuple(name for part in parts for name in part.speakers),
+    )
 
 
 def balanced_subset(classes: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:

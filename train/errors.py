@@ -1,9 +1,9 @@
 """What can go wrong while training.
 
-    TrainError
-    |-- RecipeError    the recipe or the command line asks for something that cannot be
-    |-- CorpusError    the data folder is not what its corpus should be
-    `-- LeakageError   a speaker stands on both sides of a split
+TrainError
+|-- RecipeError    the recipe or the command line asks for something that cannot be
+|-- CorpusError    the data folder is not what its corpus should be
+`-- LeakageError   a speaker stands on both sides of a split
 """
 
 

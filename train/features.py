@@ -29,6 +29,7 @@ from model.spec import EncoderSpec
 from model.text import TextTokenizer, word_frames
 from model.vad import speech_probabilities
 from model.whisper import Whisper
+from train.augment import DEGRADATION, degrade
 from train.manifest import Clip
 
 HalfFrames = npt.NDArray[np.float16]
@@ -36,6 +37,8 @@ Features = dict[str, HalfFrames]
 Progress = Callable[[str, int, int], None]
 """(what, done, total)."""
 
+CLEAN: Final = 0
+"""The number of the copy that is the recording itself."""
 _SHARD: Final = 512
 _BATCH: Final = 16
 _SPEECH: Final = 0.5
@@ -106,35 +109,56 @@ def encoder_key(encoder: EncoderSpec) -> str:
 
 
 def extract_speech(
-    clips: Sequence[Clip], encoders: Mapping[str, EncoderSpec], cache: Path, progress: Progress
+    clips: Sequence[Clip], encoders: Mapping[str, EncoderSpec], cache: Path, progress: Progress, copy: int = CLEAN
 ) -> Extracted:
-    """Features of clips, for every encoder that reads audio, and the transcripts of the Whisper encoder."""
+    """Features of clips, for every encoder that reads audio, and the transcripts of the Whisper encoder.
+
+    Args:
+        clips: the clips.
+        encoders: modality -> encoder.
+        cache: folder of the feature cache.
+        progress: told what is done.
+        copy: `CLEAN` for the recordings as they are, else the number of a degraded copy (`train.augment`), which is not
+            transcribed: what is said in it is known.
+    """
     whisper_spec, prosody_spec = encoders["whisper"], encoders.get("prosody")
-    whisper_cache = Cache(cache / encoder_key(whisper_spec))
-    text_cache = Cache(cache / f"{encoder_key(whisper_spec)}-words")
-    prosody_cache = Cache(cache / encoder_key(prosody_spec)) if prosody_spec else None
+    suffix = "" if copy == CLEAN else f"-degraded-{DEGRADATION}-{copy}"
+    whisper_cache = Cache(cache / (encoder_key(whisper_spec) + suffix))
+    text_cache = Cache(cache / f"{encoder_key(whisper_spec)}-words") if copy == CLEAN else None
+    prosody_cache = Cache(cache / (encoder_key(prosody_spec) + suffix)) if prosody_spec else None
     names = {clip.id: sha256_of(clip.audio) for clip in clips}
-    missing = set(whisper_cache.missing(names.values())) | set(text_cache.missing(names.values()))
-    if prosody_cache:
-        missing |= set(prosody_cache.missing(names.values()))
+    caches = [kept for kept in (whisper_cache, text_cache, prosody_cache) if kept is not None]
+    missing = {name for kept in caches for name in kept.missing(names.values())}
     todo = [clip for clip in clips if names[clip.id] in missing]
     whisper = Whisper(resolve(whisper_spec.sources), compute_type=whisper_spec.compute_type) if todo else None
+    what = "speech features" if copy == CLEAN else f"speech features, degraded copy {copy}"
     for start in range(0, len(todo), _SHARD):
         part = todo[start : start + _SHARD]
         assert whisper is not None
-        cut = {names[clip.id]: cut_clip(read_mono(clip.audio)) for clip in part}
-        if prosody_cache:
+        cut = {names[clip.id]: cut_clip(_recording(clip, names[clip.id], copy)) for clip in part}
+        if prosody_cache and prosody_cache.missing(cut):
             prosody_cache.add({name: prosody_frames(samples).astype(np.float16) for name, samples in cut.items()})
-        frames, words = _whisper_pass(whisper, cut)
-        whisper_cache.add(frames)
-        text_cache.add(words)
-        progress("speech features", start + len(part), len(todo))
+        if whisper_cache.missing(cut) or (text_cache and text_cache.missing(cut)):
+            frames, words = _whisper_pass(whisper, cut, transcribe=text_cache is not None)
+            whisper_cache.add(frames)
+            if text_cache:
+                text_cache.add(words)
+        progress(what, start + len(part), len(todo))
     result = {"whisper": _by_id(whisper_cache, names)}
     if prosody_cache:
         result["prosody"] = _by_id(prosody_cache, names)
-    raw = text_cache.read(list(names.values()))
-    transcripts = {clip: bytes(raw[name].astype(np.uint8)).decode().strip("\0") for clip, name in names.items()}
+    raw = text_cache.read(list(names.values())) if text_cache else {}
+    transcripts = {
+        clip: bytes(raw[name].astype(np.uint8)).decode().strip("\0") for clip, name in names.items() if name in raw
+    }
     return Extracted(result, transcripts)
+
+
+def _recording(clip: Clip, name: str, copy: int) -> Samples:
+    samples = read_mono(clip.audio)
+    if copy == CLEAN:
+        return samples
+    return degrade(samples, np.random.default_rng([copy, int(name[:15], 16)]))
 
 
 def _by_id(cache: Cache, names: Mapping[str, str]) -> Features:
@@ -142,8 +166,10 @@ def _by_id(cache: Cache, names: Mapping[str, str]) -> Features:
     return {clip: arrays[name].astype(np.float16, copy=False) for clip, name in names.items()}
 
 
-def _whisper_pass(whisper: Whisper, cut: Mapping[str, Samples]) -> tuple[Features, dict[str, npt.NDArray[np.generic]]]:
-    """Frames and UTF-8 transcripts of clips, in batches of one bucket."""
+def _whisper_pass(
+    whisper: Whisper, cut: Mapping[str, Samples], *, transcribe: bool
+) -> tuple[Features, dict[str, npt.NDArray[np.generic]]]:
+    """Frames and, where asked for, UTF-8 transcripts of clips, in batches of one bucket."""
     buckets: dict[int, list[str]] = {}
     for name, samples in cut.items():
         buckets.setdefault(bucket_length(len(samples)), []).append(name)
@@ -153,16 +179,14 @@ def _whisper_pass(whisper: Whisper, cut: Mapping[str, Samples]) -> tuple[Feature
         for start in range(0, len(members), _BATCH):
             part = members[start : start + _BATCH]
             encoded = whisper.encode([cut[name] for name in part])
-            transcripts = whisper.transcribe(encoded)
-            for name, rows, transcript in zip(part, encoded.frames, transcripts, strict=True):
-                frames[name] = rows.astype(np.float16)
+            frames |= {name: rows.astype(np.float16) for name, rows in zip(part, encoded.frames, strict=True)}
+            transcripts = whisper.transcribe(encoded) if transcribe else []
+            for name, transcript in zip(part, transcripts, strict=transcribe):
                 words[name] = np.frombuffer(transcript.text.encode() or b"\0", np.uint8)
     return frames, words
 
 
-def extract_text(
-    texts: Mapping[str, str], encoder: EncoderSpec, cache_folder: Path, progress: Progress
-) -> Features:
+def extract_text(texts: Mapping[str, str], encoder: EncoderSpec, cache_folder: Path, progress: Progress) -> Features:
     """Frames of texts by their key: equal texts are encoded once."""
     cache = Cache(cache_folder / encoder_key(encoder))
     names = {key: hashlib.sha256(text.encode()).hexdigest() for key, text in texts.items()}

@@ -15,7 +15,7 @@ from model.network.deepser import DeepSER
 from model.network.metaclassifier import UNTRAINED_LOGIT
 from model.spec import EncoderSpec
 from train.config import StageConfig
-from train.dataset import Examples, batches_by_length, make_batch
+from train.dataset import Batch, Examples, batches_by_length, make_batch
 from train.losses import mixup, multitask_loss
 from train.metrics import balanced_macro_f1
 
@@ -84,6 +84,7 @@ def train_stage(
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(member.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     bias = class_bias(data.trained_classes)
+    inputs = {name: encoders[name] for name in member.spec.modalities}
     history, best_state, best_score = History(), copy.deepcopy(member.state_dict()), -1.0
     for epoch in range(config.epochs):
         examples = data.epoch(rng)
@@ -93,7 +94,13 @@ def train_stage(
         batches = list(batches_by_length(rng.permutation(len(examples)), lengths, config.batch_size, rng))
         for number, rows in enumerate(batches):
             _set_rate(optimizer, config, (epoch + number / len(batches)) / config.epochs)
-            losses.append(_step(member, encoders, examples.subset(rows), data.class_weights, bias, optimizer, config, rng))
+            batch = make_batch(examples.subset(rows), inputs)
+            loss = _loss(member, batch, data.class_weights, bias, config, rng)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            torch.nn.utils.clip_grad_norm_(member.parameters(), config.clip_norm)
+            optimizer.step()
+            losses.append(float(loss.detach()))
             history.steps += 1
         score = float(epoch) if data.dev is None else selection_score(member, encoders, data.dev, bias)
         row = {"epoch": epoch, "loss": float(np.mean(losses)), "dev_macro_f1": score, "examples": len(examples)}
@@ -106,26 +113,14 @@ def train_stage(
     return history
 
 
-def _step(
-    member: DeepSER,
-    encoders: Mapping[str, EncoderSpec],
-    examples: Examples,
-    weights: Tensor,
-    bias: Tensor,
-    optimizer: torch.optim.Optimizer,
-    config: StageConfig,
-    rng: np.random.Generator,
-) -> float:
-    batch = make_batch(examples, {name: encoders[name] for name in member.spec.modalities})
+def _loss(
+    member: DeepSER, batch: Batch, weights: Tensor, bias: Tensor, config: StageConfig, rng: np.random.Generator
+) -> Tensor:
+    """Loss of one batch, mixed or not: MixUp acts here and not in the network."""
     x, labels = member.represent(batch.frames, batch.masks), batch.labels
     if config.mixup > 0 and rng.random() < config.mixup:
         x, labels = mixup(x, labels, config.mixup_alpha, rng)
-    loss = multitask_loss(*member.classify(x), labels, weights, bias)
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    torch.nn.utils.clip_grad_norm_(member.parameters(), config.clip_norm)
-    optimizer.step()
-    return float(loss.detach())
+    return multitask_loss(*member.classify(x), labels, weights, bias)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, config: StageConfig, progress: float) -> None:

@@ -74,7 +74,8 @@ def target(clip: Clip, intended_votes: float) -> npt.NDArray[np.float32]:
         votes[CLASS_INDEX[clip.intended]] += intended_votes
     if votes.sum() <= 0:
         raise ValueError(f"clip {clip.id!r} has no votes: it cannot be a training target")
-    return (votes / votes.sum()).astype(np.float32)
+    shares: npt.NDArray[np.float32] = (votes / votes.sum()).astype(np.float32)
+    return shares
 
 
 def dominant(votes: npt.NDArray[np.floating]) -> int | None:

@@ -41,7 +41,8 @@ def confusion(truth: Labels, guess: Labels) -> npt.NDArray[np.int64]:
 
 def _recalls(matrix: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     totals = matrix.sum(axis=1)
-    return np.diag(matrix)[totals > 0] / totals[totals > 0]
+    recalls: npt.NDArray[np.float64] = np.diag(matrix)[totals > 0] / totals[totals > 0]
+    return recalls
 
 
 def unweighted_average_recall(truth: Labels, guess: Labels) -> float:
@@ -55,9 +56,7 @@ def class_f1(truth: Labels, guess: Labels) -> dict[str, float]:
     hits = np.diag(matrix)
     sizes = matrix.sum(axis=1) + matrix.sum(axis=0)
     return {
-        name: float(2 * hits[index] / sizes[index])
-        for index, name in enumerate(CLASSES)
-        if matrix[index].sum() > 0
+        name: float(2 * hits[index] / sizes[index]) for index, name in enumerate(CLASSES) if matrix[index].sum() > 0
     }
 
 
@@ -80,7 +79,8 @@ def jensen_shannon(targets: Probabilities, posterior: Probabilities) -> float:
     """Mean Jensen-Shannon distance (square root of the divergence in bits, 0..1) to the vote vectors."""
 
     def divergence(p: Probabilities, q: Probabilities) -> npt.NDArray[np.floating]:
-        return np.where(p > 0, p * np.log2(np.clip(p, 1e-12, 1) / np.clip(q, 1e-12, 1)), 0.0).sum(axis=1)
+        bits: npt.NDArray[np.floating] = p * np.log2(np.clip(p, 1e-12, 1) / np.clip(q, 1e-12, 1))
+        return np.asarray(np.where(p > 0, bits, 0.0).sum(axis=1))
 
     middle = (targets + posterior) / 2
     value = (divergence(targets, middle) + divergence(posterior, middle)) / 2

@@ -7,7 +7,7 @@ alone; an emotional one moves it: (1 - w) * voice + w * words.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -66,14 +66,7 @@ class TextBank:
             if words != CLASS_INDEX["neutral"]:
                 targets[row] *= 1.0 - pairing.words_weight
                 targets[row, words] += pairing.words_weight
-        return Examples(
-            ids=examples.ids,
-            frames={**examples.frames, TEXT: texts},
-            targets=targets,
-            attributes=examples.attributes,
-            intended=examples.intended,
-            speakers=examples.speakers,
-        )
+        return replace(examples, frames={**examples.frames, TEXT: texts}, targets=targets)
 
     def _class_of(self, kind: str, voice: int, rng: np.random.Generator) -> int | None:
         """Class of the sentence to draw; None keeps the transcript."""

@@ -12,8 +12,8 @@ from model.spec import EncoderSpec
 from train.config import Recipe
 from train.corpora import read_corpus
 from train.corpora.goemotions import Sentence, read_goemotions
-from train.dataset import TEXT, Examples, HalfFrames, examples_of
-from train.features import Progress, extract_speech, extract_text
+from train.dataset import TEXT, Examples, HalfFrames, concatenate, examples_of
+from train.features import CLEAN, Progress, extract_speech, extract_text
 from train.manifest import Clip, Manifest, Split, speaker_folds, split_speakers
 from train.pairing import TextBank
 from train.stages.members import TrainingSet
@@ -25,8 +25,8 @@ class Prepared:
 
     Attributes:
         training: what members are trained on.
-        test: clips of speakers that no stage sees, per corpus.
-        votes: annotators' vote vectors of the test clips, rows sum to 1, per corpus.
+        test: clips of speakers that no stage sees, by the name of the set.
+        votes: annotators' vote vectors of the test clips, rows sum to 1, by the name of the set.
         dropped: corpus -> reason -> rows left out.
     """
 
@@ -44,38 +44,49 @@ def prepare(recipe: Recipe, data: Path, cache: Path, progress: Progress) -> Prep
         LeakageError: if a speaker would stand on two sides.
     """
     manifest = read_corpus(recipe.data.corpus, data)
-    dropped = {recipe.data.corpus: manifest.dropped}
     split = split_speakers(manifest, recipe.data.dev_fraction, recipe.data.test_fraction, recipe.data.split_seed)
-    encoders = recipe.encoder_specs()
-    frames = _frames(manifest.clips, encoders, cache, progress)
-    train = examples_of(split.train.clips, _only(frames, split.train), recipe.data.intended_votes)
-    trained = tuple(name for name, mass in zip(CLASSES, train.targets.sum(axis=0), strict=True) if mass > 0)
+    encoders, votes = recipe.encoder_specs(), recipe.data.intended_votes
+    clean = _frames(manifest.clips, encoders, cache, progress)
+    degraded = [
+        _frames(manifest.clips, encoders, cache, progress, copy, clean.get(TEXT))
+        for copy in range(1, recipe.data.degraded_copies + 1)
+    ]
+    copies = tuple(examples_of(split.train.clips, _only(f, split.train), votes) for f in (clean, *degraded))
+    trained = tuple(name for name, mass in zip(CLASSES, copies[0].targets.sum(axis=0), strict=True) if mass > 0)
     training = TrainingSet(
-        train=train,
+        copies=copies,
         folds=_fold_numbers(split, recipe),
-        dev=examples_of(split.dev.clips, _only(frames, split.dev), recipe.data.intended_votes),
+        dev=concatenate([examples_of(split.dev.clips, _only(f, split.dev), votes) for f in (clean, *degraded[:1])]),
         bank=_bank(recipe, data, cache, trained, encoders, progress),
         trained_classes=trained,
     )
-    tests = {recipe.data.corpus: split.test}
+    test = {recipe.data.corpus: (split.test, clean)}
+    if degraded:
+        test[f"{recipe.data.corpus}, degraded"] = (split.test, degraded[0])
+    dropped = {recipe.data.corpus: manifest.dropped}
     for name in recipe.data.evaluate:
         other = read_corpus(name, data)
         kept = tuple(clip for clip in other.clips if clip.intended in trained)
         dropped[name] = other.dropped | {"class that was not trained": len(other.clips) - len(kept)}
-        tests[name] = Manifest(kept)
-        frames = _merge(frames, _frames(kept, encoders, cache, progress))
+        test[name] = Manifest(kept), _frames(kept, encoders, cache, progress)
     return Prepared(
         training=training,
-        test={name: examples_of(part.clips, _only(frames, part), 1.0) for name, part in tests.items()},
-        votes={name: examples_of(part.clips, {}, 1e-6).targets for name, part in tests.items()},
+        test={name: examples_of(part.clips, _only(frames, part), 1.0) for name, (part, frames) in test.items()},
+        votes={name: examples_of(part.clips, {}, 1e-6).targets for name, (part, _) in test.items()},
         dropped=dropped,
     )
 
 
 def _frames(
-    clips: Sequence[Clip], encoders: Mapping[str, EncoderSpec], cache: Path, progress: Progress
+    clips: Sequence[Clip],
+    encoders: Mapping[str, EncoderSpec],
+    cache: Path,
+    progress: Progress,
+    copy: int = CLEAN,
+    words: dict[str, HalfFrames] | None = None,
 ) -> dict[str, dict[str, HalfFrames]]:
-    extracted = extract_speech(clips, encoders, cache, progress)
+    """Features of clips by modality and id; a degraded copy is given the words of the clean one."""
+    extracted = extract_speech(clips, encoders, cache, progress, copy)
     frames = dict(extracted.frames)
     if "functionals" in encoders:
         frames["functionals"] = {
@@ -85,18 +96,12 @@ def _frames(
             for clip in clips
         }
     if TEXT in encoders:
-        frames[TEXT] = extract_text(extracted.transcripts, encoders[TEXT], cache, progress)
+        frames[TEXT] = words or extract_text(extracted.transcripts, encoders[TEXT], cache, progress)
     return {name: frames[name] for name in encoders}
 
 
 def _only(frames: Mapping[str, Mapping[str, HalfFrames]], part: Manifest) -> dict[str, dict[str, HalfFrames]]:
     return {name: {clip.id: rows[clip.id] for clip in part.clips} for name, rows in frames.items()}
-
-
-def _merge(
-    first: Mapping[str, dict[str, HalfFrames]], second: Mapping[str, dict[str, HalfFrames]]
-) -> dict[str, dict[str, HalfFrames]]:
-    return {name: first[name] | second[name] for name in first}
 
 
 def _fold_numbers(split: Split, recipe: Recipe) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":

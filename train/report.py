@@ -77,8 +77,13 @@ def model_card(results: dict[str, Any]) -> str:
     lines += [f"- {line}" for line in results["data"]]
     for name, evaluation in results["evaluations"].items():
         lines += ["", f"## Results on {name}", ""]
-        lines += [f"{evaluation['clips']} clips of {evaluation['speakers']} speakers that no stage has seen. Brackets are 95 % "]
-        lines += ["intervals by bootstrap over speakers; the gain is the soup's UAR minus the row's on the same clips.", ""]
+        lines += [
+            f"{evaluation['clips']} clips of {evaluation['speakers']} speakers that no stage has seen. Brackets are 95 % "
+        ]
+        lines += [
+            "intervals by bootstrap over speakers; the gain is the soup's UAR minus the row's on the same clips.",
+            "",
+        ]
         lines += ["| system | UAR | macro-F1 | UAR against votes | gain of the soup |", "|---|---|---|---|---|"]
         for system, score in evaluation["systems"].items():
             gain = estimate(evaluation["uar_gain_of_soup"].get(system))
@@ -87,9 +92,20 @@ def model_card(results: dict[str, Any]) -> str:
                 f"| {estimate(score['voted_uar'])} | {gain} |"
             )
         f1 = ", ".join(f"{label} {value:.2f}" for label, value in evaluation["class_f1"].items())
-        lines += ["", f"F1 per class of the soup: {f1}. ECE {evaluation['ece_intended']:.3f}; Jensen-Shannon distance to the"]
+        lines += [
+            "",
+            f"F1 per class of the soup: {f1}. ECE {evaluation['ece_intended']:.3f}; Jensen-Shannon distance to the",
+        ]
         lines += [f"vote vectors {evaluation['jensen_shannon']:.3f}."]
-    lines += ["", "## What words do", "", results["words_note"], "", "| words | top class | probabilities |", "|---|---|---|"]
+    lines += [
+        "",
+        "## What words do",
+        "",
+        results["words_note"],
+        "",
+        "| words | top class | probabilities |",
+        "|---|---|---|",
+    ]
     lines += [f"| {row['text'] or '(none)'} | {row['top']} | {row['shown']} |" for row in results["words"]]
     lines += ["", "## Limits", ""] + [f"- {line}" for line in results["limits"]]
     return "\n".join(lines) + "\n"

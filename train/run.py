@@ -3,7 +3,7 @@
 import multiprocessing
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,13 @@ from model.network.deepser import DeepSER
 from model.network.metaclassifier import MetaClassifier
 from model.spec import EnsembleSpec
 from train.config import Recipe
-from train.dataset import TEXT, Examples
+from train.dataset import TEXT, Examples, concatenate
 from train.evaluate import compare, majority_vote, probe_guesses
 from train.features import Progress, extract_text
 from train.loop import class_bias, predict
-from train.pairing import TextBank
 from train.prepare import Prepared, prepare
 from train.report import model_card, write_report
-from train.stages.members import ALL_SPEAKERS, Job, TrainingSet, out_of_fold, pairing_of, train_member
+from train.stages.members import ALL_SPEAKERS, Job, TrainingSet, draw_training, out_of_fold, train_member
 from train.stages.meta import fit_temperature, meta_posterior, soup, stacked_outputs, train_meta
 
 _ABSTAIN_QUANTILE = 0.1
@@ -64,7 +63,12 @@ def train_ensemble(recipe: Recipe, data: Path, cache: Path, out: Path, workers: 
         temperature=trained.temperature,
         abstain_below=trained.abstain_below,
         metrics=results["evaluations"],
-        training={"data": results["data"], "licence": recipe.data.licence, "contaminated_by": [], "dropped": prepared.dropped},
+        training={
+            "data": results["data"],
+            "licence": recipe.data.licence,
+            "contaminated_by": [],
+            "dropped": prepared.dropped,
+        },
         model_card=model_card(results),
     )
     save_checkpoint(out / "checkpoint", checkpoint)
@@ -72,7 +76,7 @@ def train_ensemble(recipe: Recipe, data: Path, cache: Path, out: Path, workers: 
 
 
 def _start_worker(recipe: Recipe, data: Path, cache: Path) -> None:
-    global _data  # noqa: PLW0603  # one training set per worker process, too large to send with every job
+    global _data  # one training set per worker process, too large to send with every job
     torch.set_num_threads(1)
     _data = prepare(recipe, data, cache, lambda what, done, total: None).training
 
@@ -113,15 +117,22 @@ def _stack(recipe: Recipe, prepared: Prepared, members: Mapping[str, Mapping[int
     """Stages 3 and 4, and calibration on the development speakers."""
     training, encoders = prepared.training, recipe.encoder_specs()
     full = tuple(folds[ALL_SPEAKERS] for folds in members.values())
-    drawn = [_with_texts(recipe, training.train, training.bank, draw) for draw in range(recipe.meta.text_draws)]
-    outputs = torch.cat([
-        stacked_outputs([
-            out_of_fold({f: m for f, m in folds.items() if f != ALL_SPEAKERS}, encoders, examples, training)
-            for folds in members.values()
-        ])
-        for examples in drawn
-    ])
-    together = _concatenate(drawn)
+    drawn = [
+        draw_training(recipe, training, training.copies, np.random.default_rng([recipe.seed, draw]))
+        for draw in range(recipe.meta.draws)
+    ]
+    outputs = torch.cat(
+        [
+            stacked_outputs(
+                [
+                    out_of_fold({f: m for f, m in folds.items() if f != ALL_SPEAKERS}, encoders, examples, training)
+                    for folds in members.values()
+                ]
+            )
+            for examples in drawn
+        ]
+    )
+    together = concatenate(drawn)
     classes = training.trained_classes
     runs = tuple(train_meta(outputs, together, classes, recipe.meta, seed) for seed in recipe.meta.seeds)
     mixed = soup(runs)
@@ -133,23 +144,6 @@ def _stack(recipe: Recipe, prepared: Prepared, members: Mapping[str, Mapping[int
     return _Stacked(full, runs, mixed, temperature, float(np.quantile(confidence, _ABSTAIN_QUANTILE)))
 
 
-def _with_texts(recipe: Recipe, examples: Examples, bank: TextBank | None, draw: int) -> Examples:
-    if bank is None:
-        return examples
-    return bank.pair(examples, pairing_of(recipe), np.random.default_rng([recipe.seed, draw]))
-
-
-def _concatenate(parts: list[Examples]) -> Examples:
-    return Examples(
-        ids=tuple(name for part in parts for name in part.ids),
-        frames={},
-        targets=np.concatenate([part.targets for part in parts]),
-        attributes=np.concatenate([part.attributes for part in parts]),
-        intended=np.concatenate([part.intended for part in parts]),
-        speakers=tuple(name for part in parts for name in part.speakers),
-    )
-
-
 def _member_outputs(
     recipe: Recipe, members: tuple[DeepSER, ...], examples: Examples, classes: tuple[str, ...]
 ) -> torch.Tensor:
@@ -157,40 +151,41 @@ def _member_outputs(
     return stacked_outputs([predict(member, encoders, examples, bias) for member in members])
 
 
-def _results(
-    recipe: Recipe, prepared: Prepared, trained: _Stacked, cache: Path, progress: Progress
-) -> dict[str, Any]:
+_LIMITS = (
+    "Acted speech of twelve short English sentences: spontaneous speech is harder, and these figures do not carry over.",
+    "Other recordings (another corpus, a telephone, noise) are scored worse: see the other tables.",
+    "English only. The word branch learned from written comments.",
+    "Arousal, valence and dominance were not trained.",
+    "An emotion posterior is a guess at what a listener would hear, not a fact about a person.",
+)
+
+
+def _results(recipe: Recipe, prepared: Prepared, trained: _Stacked, cache: Path, progress: Progress) -> dict[str, Any]:
     classes = prepared.training.trained_classes
-    evaluations = {
-        f"{name} (unseen speakers)": _evaluate(recipe, prepared, trained, name) for name in prepared.test
-    }
+    evaluations = {f"{name} (unseen speakers)": _evaluate(recipe, prepared, trained, name) for name in prepared.test}
+    data, training = recipe.data, prepared.training
+    untrained = [name for name in CLASSES if name not in classes]
     return {
         "name": f"medusa-rt {recipe.name}",
         "summary": (
             f"{len(trained.members)} DeepSER members ({', '.join(m.spec.name for m in trained.members)}), a linear "
-            f"meta-classifier on their out-of-fold outputs, a soup of {len(trained.runs)} runs. Classes: {', '.join(classes)}. "
-            f"Classes that were never trained have probability exactly 0: {', '.join(c for c in CLASSES if c not in classes)}."
+            f"meta-classifier on their out-of-fold outputs, a soup of {len(trained.runs)} runs. "
+            f"Classes: {', '.join(classes)}. Never trained, so with probability exactly 0: {', '.join(untrained)}."
         ),
         "data": [
-            f"Trained on {recipe.data.corpus}: {len(prepared.training.train)} clips of "
-            f"{len(set(prepared.training.train.speakers))} speakers; selected on {len(set(prepared.training.dev.speakers))} others.",
-            f"Licence of the data: {recipe.data.licence}.",
-            f"Soft targets: the raters' votes, the actor's intention counted as {recipe.data.intended_votes:g} raters.",
+            f"Trained on {data.corpus}: {len(training.train)} clips of {len(set(training.train.speakers))} speakers.",
+            f"Selected and calibrated on {len(set(training.dev.speakers))} other speakers.",
+            f"Degraded copies of every clip (rooms, microphones, noise, telephone lines): {data.degraded_copies}.",
+            f"Licence of the data: {data.licence}.",
+            f"Soft targets: the raters' votes, the actor's intention counted as {data.intended_votes:g} raters.",
         ],
         "evaluations": evaluations,
         "words": _words(recipe, prepared, trained, cache, progress),
         "words_note": (
-            "One and the same flat recording (a neutral clip of an unseen speaker) scored with different words in the "
-            "place of its transcript: words move the posterior where they carry emotion, and leave it alone where they do not."
+            "Flat recordings (neutral clips of unseen speakers) scored with different words in the place of their "
+            "transcript, mean posterior: words should move it where they carry emotion, and leave it alone where not."
         ),
-        "limits": [
-            "Acted speech of twelve short English sentences, in a studio: spontaneous speech is harder, and the figures "
-            "above do not carry over to it.",
-            "Recordings through a telephone, with noise or from another corpus are scored worse; see the results on the other corpus.",
-            "English only. The word branch learned from written comments.",
-            "Arousal, valence and dominance were not trained.",
-            "An emotion posterior is a guess at what a listener would hear, not a fact about a person.",
-        ],
+        "limits": list(_LIMITS),
     }
 
 
@@ -239,9 +234,7 @@ def _words(
     bias = class_bias(prepared.training.trained_classes)
     rows = []
     for text in _EXAMPLES:
-        spoken = Examples(
-            flat.ids, {**flat.frames, TEXT: [frames[text]] * len(flat)}, flat.targets, flat.attributes, flat.intended, flat.speakers
-        )
+        spoken = replace(flat, frames={**flat.frames, TEXT: [frames[text]] * len(flat)})
         outputs = _member_outputs(recipe, trained.members, spoken, prepared.training.trained_classes)
         mean = meta_posterior(trained.soup, outputs, bias, trained.temperature).mean(axis=0)
         shown = ", ".join(f"{CLASSES[i]} {mean[i]:.2f}" for i in np.argsort(-mean)[:4])

@@ -45,12 +45,14 @@ async def run_demo(recording: Path, console: Console, speed: float) -> int:
         config = load_config(None, {"port": 0, "streams": {"embedded_port": 0, "spool_dir": spool}})
         stop = asyncio.Event()
         serving = asyncio.create_task(serve(config, lambda daemon, port: ready.set_result((daemon, port)), stop))
-        await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([serving, asyncio.ensure_future(ready)], return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
             return await serving
         try:
             daemon, port = ready.result()
-            console.print(f"daemon: ws://127.0.0.1:{port}/v1/stream   redis: {daemon.redis_url}   bundle: {daemon.bundle_id}")
+            console.print(
+                f"daemon: ws://127.0.0.1:{port}/v1/stream   redis: {daemon.redis_url}   bundle: {daemon.bundle_id}"
+            )
             console.print(f"call: {recording.name}, {audio.shape[1] / 16000:.0f} s, {len(audio)} channel(s)\n")
             return await _stream_and_compare(audio, daemon, port, console, speed)
         finally:
@@ -113,4 +115,3 @@ def _verdict(seen: _Seen, entries: list[dict[str, str]], console: Console) -> in
     if not problems:
         console.print(f"[green]{len(stored)} events read back from Redis equal those the client received.[/green]")
     return 1 if problems else 0
-

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -10,6 +10,8 @@ from daemon.errors import CLOSE_BAD_DATA, PeerError
 
 DEFAULT_ROLES: Final = {1: ("customer",), 2: ("customer", "agent")}
 _NAME: Final = r"^[A-Za-z0-9_.:@-]{1,128}$"
+_ROLE: Final = r"^[^\s,][^,\x00-\x1f\x7f]{0,63}$"
+"""Roles are joined by commas, in the query as in Redis."""
 _MAX_METADATA: Final = 16
 
 
@@ -21,7 +23,7 @@ class StreamRequest(BaseModel):
     encoding: str = "linear16"
     sample_rate: int = 16_000
     channels: int = 1
-    roles: tuple[str, ...] = ()
+    roles: tuple[Annotated[str, Field(pattern=_ROLE)], ...] = ()
     language: str | None = Field(default=None, pattern=r"^[a-z]{2,3}$")
     interim_ms: int | None = Field(default=None, ge=0, le=60_000)
     call_id: str | None = Field(default=None, pattern=_NAME)
@@ -36,7 +38,8 @@ class StreamRequest(BaseModel):
         roles = self.roles or DEFAULT_ROLES.get(self.channels, ())
         if len(roles) != self.channels or len(set(roles)) != len(roles):
             raise PeerError(
-                "bad_roles", f"roles {list(roles)} do not name {self.channels} different channels, for instance customer,agent"
+                "bad_roles",
+                f"roles {list(roles)} do not name {self.channels} different channels, for instance customer,agent",
             )
         return roles
 
@@ -51,7 +54,7 @@ def request_of_query(query: Mapping[str, str]) -> StreamRequest:
     if "roles" in values:
         values["roles"] = tuple(part.strip() for part in values["roles"].split(","))
     if "metadata" in values:
-        values["metadata"] = parse_object(values["metadata"])
+        values["metadata"] = parse_object(values["metadata"], "metadata")
     return _validated(values)
 
 
@@ -64,22 +67,29 @@ def request_of_message(text: str) -> StreamRequest:
     values = parse_object(text)
     kind = values.pop("type", None)
     if kind != "start":
-        raise PeerError("bad_start", f'the first message has type {kind!r}; it must be "start" with the stream\'s parameters')
+        raise PeerError(
+            "bad_start", f'the first message has type {kind!r}; it must be "start" with the stream\'s parameters'
+        )
     return _validated(values)
 
 
-def parse_object(text: str) -> dict[str, Any]:
+def parse_object(text: str, what: str = "a text message") -> dict[str, Any]:
     """A JSON object.
+
+    Args:
+        text: what a client sent.
+        what: names it in errors.
 
     Raises:
         PeerError: if `text` is something else.
     """
     try:
         value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # "\ud800" is JSON, but no text that Redis could take
     except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
-        raise PeerError("bad_json", f"a text message is no JSON: {error}", CLOSE_BAD_DATA) from error
+        raise PeerError("bad_json", f"{what} is no JSON: {error}", CLOSE_BAD_DATA) from error
     if not isinstance(value, dict):
-        raise PeerError("bad_json", f"a text message holds a {type(value).__name__}; it must be an object", CLOSE_BAD_DATA)
+        raise PeerError("bad_json", f"{what} holds a {type(value).__name__}; it must be an object", CLOSE_BAD_DATA)
     return value
 
 
@@ -87,5 +97,7 @@ def _validated(values: dict[str, Any]) -> StreamRequest:
     try:
         return StreamRequest.model_validate(values)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r:.80})" for e in error.errors())
+        wrong = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r:.80})" for e in error.errors()
+        )
         raise PeerError("bad_request", wrong) from error

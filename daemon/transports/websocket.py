@@ -143,7 +143,9 @@ class StreamServer:
         except (WebSocketDisconnect, TimeoutError):
             await _close_quietly(websocket, CLOSE_POLICY)
             return
-        await _Connection(websocket, self._rules, self._services, self._draining, self._metrics, info).serve(request, decoder)
+        await _Connection(websocket, self._rules, self._services, self._draining, self._metrics, info).serve(
+            request, decoder
+        )
 
     async def _request(self, websocket: WebSocket) -> StreamRequest:
         if websocket.query_params:
@@ -160,7 +162,9 @@ class StreamServer:
     def _info(self, request: StreamRequest) -> CallInfo:
         if request.language not in (None, "en") and not self._rules.multilingual:
             raise PeerError(
-                "bad_language", f"language {request.language!r} is not known to this bundle; it knows en", CLOSE_UNSUPPORTED
+                "bad_language",
+                f"language {request.language!r} is not known to this bundle; it knows en",
+                CLOSE_UNSUPPORTED,
             )
         session = uuid.uuid4().hex
         return CallInfo(
@@ -224,17 +228,25 @@ class _Connection:
             while True:
                 receiving = asyncio.create_task(self._websocket.receive())
                 watched = {receiving, draining, writer, scoring}
-                done, _ = await asyncio.wait(watched, timeout=self._rules.idle_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(
+                    watched, timeout=self._rules.idle_timeout_s, return_when=asyncio.FIRST_COMPLETED
+                )
                 if receiving not in done:
                     await _cancel(receiving)
                     return self._silent_end(done, draining, writer)
                 message = receiving.result()
                 if message["type"] == "websocket.disconnect":
-                    return _Ending("client_closed")
+                    return self._disconnected(message.get("code"))
                 if (ending := await self._handle(message, call, decoder)) is not None:
                     return ending
         finally:
             await _cancel(draining)
+
+    def _disconnected(self, code: object) -> _Ending:
+        if code == CLOSE_TOO_BIG:  # a message that the WebSocket layer refused before it came to us
+            limit = self._rules.max_message_bytes
+            return _Ending("too_big", CLOSE_TOO_BIG, PeerError("too_big", f"over {limit} bytes", CLOSE_TOO_BIG))
+        return _Ending("client_closed")
 
     def _silent_end(
         self, done: "set[asyncio.Task[object]]", draining: "asyncio.Task[object]", writer: "asyncio.Task[None]"
@@ -247,19 +259,25 @@ class _Connection:
             return _Ending("model_failed", CLOSE_INTERNAL)
         limit = self._rules.idle_timeout_s
         return _Ending(
-            "idle", CLOSE_POLICY, PeerError("idle", f"no message for {limit:g} s: send audio or keep_alive", CLOSE_POLICY)
+            "idle",
+            CLOSE_POLICY,
+            PeerError("idle", f"no message for {limit:g} s: send audio or keep_alive", CLOSE_POLICY),
         )
 
-    async def _handle(self, message: "dict[str, object]", call: Call, decoder: AudioDecoder) -> _Ending | None:
+    async def _handle(self, message: "MutableMapping[str, Any]", call: Call, decoder: AudioDecoder) -> _Ending | None:
         data, text = message.get("bytes"), message.get("text")
         if isinstance(data, bytes):
             if len(data) > self._rules.max_message_bytes:
                 limit = self._rules.max_message_bytes
-                raise PeerError("too_big", f"a message of {len(data)} bytes is over the limit of {limit}", CLOSE_TOO_BIG)
+                raise PeerError(
+                    "too_big", f"a message of {len(data)} bytes is over the limit of {limit}", CLOSE_TOO_BIG
+                )
             await call.feed(decoder.decode(data))
             if self._outbox.rejected:
                 raise PeerError(
-                    "slow_reader", f"{self._rules.outbox} messages wait and none is read: results are in Redis", CLOSE_POLICY
+                    "slow_reader",
+                    f"{self._rules.outbox} messages wait and none is read: results are in Redis",
+                    CLOSE_POLICY,
                 )
             return None
         kind = parse_object(str(text)).get("type")
@@ -283,7 +301,7 @@ class _Connection:
                 await _cancel(closing)
             await scoring
         except UpstreamError as error:
-            self._log.error("a model failed: %s", error)  # noqa: TRY400  # the trace is the model's, not ours
+            self._log.error("a model failed: %s", error)  # the trace is the model's, not ours
             ending = _Ending("model_failed", CLOSE_INTERNAL)
         if ending.error is not None:
             self._metrics.peer_errors.labels(ending.error.code).inc()
@@ -325,4 +343,3 @@ async def _close_quietly(websocket: WebSocket, code: int) -> None:
     if websocket.client_state is not WebSocketState.DISCONNECTED:
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):
             await asyncio.wait_for(websocket.close(code), _WRITE_GRACE_S)
-

@@ -1,8 +1,8 @@
 """A trained ensemble on disk: what `train` writes and `export` reads. Safetensors and JSON, no pickle.
 
-    ensemble.json      name, EnsembleSpec, calibration, metrics, training data
-    members/*.safetensors, meta.safetensors
-    MODEL_CARD.md
+ensemble.json      name, EnsembleSpec, calibration, metrics, training data
+members/*.safetensors, meta.safetensors
+MODEL_CARD.md
 """
 
 import json
@@ -103,5 +103,7 @@ def _fill(network: nn.Module, path: Path) -> None:
     shapes = {name: values.shape for name, values in found.items()}
     expected = {name: values.shape for name, values in network.state_dict().items()}
     if wrong := sorted(name for name in shapes | expected if shapes.get(name) != expected.get(name)):
-        raise ValueError(f"{path} holds another network: {len(wrong)} tensors differ in name or shape, first {wrong[0]}")
+        raise ValueError(
+            f"{path} holds another network: {len(wrong)} tensors differ in name or shape, first {wrong[0]}"
+        )
     network.load_state_dict(found)

@@ -44,9 +44,11 @@ class FrameStack(nn.Module):
         self.scale.copy_(1.0 / std.clamp(min=1e-3))
 
     def forward(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Standardised steps and their mask."""
         frames = (frames - self.mean) * self.scale * mask.unsqueeze(-1).to(frames.dtype)
-        steps = frames.unflatten(1, (-1, self.stack)).flatten(2)
-        return steps, mask.unflatten(1, (-1, self.stack))[:, :, 0]
+        batch, length, width = frames.shape
+        steps = frames.reshape(batch, length // self.stack, self.stack * width)
+        return steps, mask[:, :: self.stack]
 
 
 class DeepSER(nn.Module):
@@ -79,17 +81,18 @@ class DeepSER(nn.Module):
         encoded = {name: enc(*steps[name]) for name, enc in self.encs.items()}
         modality_mask = torch.cat([mask for _, mask in steps.values()], dim=1)
         pooled = [pool for _, pool in encoded.values()]
-        fused: Tensor | None = None
+        fused: tuple[Tensor, Tensor] | None = None
         fused_pool = pooled[0]
         for level, fusion in enumerate(self.fusions):
             streams = [layers[level] for layers, _ in encoded.values()]
             mask = modality_mask
             if fused is not None:
-                streams.append(fused)
-                mask = torch.cat([modality_mask, fused_mask], dim=1)
+                streams.append(fused[0])
+                mask = torch.cat([modality_mask, fused[1]], dim=1)
             layers, fused_pool = fusion(torch.cat(streams, dim=1), mask)
-            fused, fused_mask = layers[-1], mask
-        return self.join(torch.cat([*pooled, fused_pool], dim=1))
+            fused = layers[-1], mask
+        joined: Tensor = self.join(torch.cat([*pooled, fused_pool], dim=1))
+        return joined
 
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Heads on x `[B, D]`: logits `[B, C]` and attributes `[B, A]`."""

@@ -33,6 +33,7 @@ class TransformerLayer(nn.Module):
         self.contract = nn.Linear(feed_forward, dim)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """One layer on `[B, T, D]` with mask `[B, T]`."""
         x = x + self._drop(self._attend(self.attention_norm(x), mask))
         hidden = self._drop(F.gelu(self.expand(self.feed_forward_norm(x))))
         return x + self._drop(self.contract(hidden))
@@ -41,7 +42,8 @@ class TransformerLayer(nn.Module):
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=2))
         bias = (~mask).to(x.dtype)[:, None, None, :] * MASKED_SCORE
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return self.attention_out(attended.transpose(1, 2).flatten(2))
+        out: Tensor = self.attention_out(attended.transpose(1, 2).flatten(2))
+        return out
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)

@@ -22,6 +22,7 @@ class TextEncoder(nn.Module):
         self.backbone = backbone.eval().requires_grad_(requires_grad=False)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The summed hidden states `[B, T, d]`."""
         output = self.backbone(input_ids=ids, attention_mask=mask.to(torch.int64), output_hidden_states=True)
         return torch.stack(output.hidden_states[-SUMMED_LAYERS:]).sum(dim=0)
 

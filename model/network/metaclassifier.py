@@ -33,6 +33,7 @@ class MetaClassifier(nn.Module):
         self.linear = nn.Linear(WIDTH * members, WIDTH)
 
     def forward(self, member_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits `[B, 8]` and attributes `[B, 3]`."""
         low, high = ATTRIBUTE_RANGE
         logits, unit = self.linear(member_outputs).split([len(CLASSES), len(ATTRIBUTES)], dim=1)
         return logits, low + (high - low) * unit
@@ -62,9 +63,7 @@ class Ensemble(nn.Module):
         self.register_buffer("class_bias", torch.where(trained, 0.0, UNTRAINED_LOGIT))
         self.register_buffer("temperature", torch.tensor(float(temperature)))
 
-    def forward(
-        self, frames: Mapping[str, Tensor], masks: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, frames: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Probabilities `[B, 8]`, attributes `[B, 3]` in 1..7, and each member's probabilities `[B, M, 8]`."""
         probabilities, attributes = [], []
         for member in self.members:

@@ -29,7 +29,7 @@ def tiny_encoders(whisper: str = "path:whisper", text: str = "path:text") -> tup
     """Whisper, prosody and text encoders; the sources are those of the weights."""
     return (
         EncoderSpec("whisper", "whisper-ctranslate2", WHISPER_DIM, 8, (whisper,)),
-        EncoderSpec("prosody", "log-mel-prosody", PROSODY_DIM, 16),
+        EncoderSpec("prosody", "prosody", PROSODY_DIM, 16),
         EncoderSpec("text", "text-transformer", TEXT_DIM, 1, (text,)),
     )
 
@@ -94,7 +94,7 @@ def write_tiny_checkpoint(folder: Path, seed: int = 0) -> Path:
 def write_tiny_tokenizer(path: Path) -> None:
     """A word tokenizer with `[CLS]` and `[SEP]` around each text."""
     vocabulary = {word: index for index, word in enumerate((*_SPECIAL, *WORDS))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))  # noqa: S106  # no password
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))  # no password
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))

@@ -31,10 +31,10 @@ def read_cremad(root: Path) -> Manifest:
     clips: list[Clip] = []
     dropped: Counter[str] = Counter()
     for path in sorted(path for path in root.iterdir() if path.suffix in AUDIO_SUFFIXES):
-        actor, _, emotion, _ = path.stem.split("_")
         if path.stem not in votes:
             dropped["clip without votes"] += 1
             continue
+        actor, _, emotion, _ = path.stem.split("_")
         clips.append(
             Clip(
                 id=path.stem,

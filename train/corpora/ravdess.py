@@ -6,6 +6,7 @@ and never enters a bundle that ships.
 Layout: `MODALITY-CHANNEL-EMOTION-INTENSITY-STATEMENT-REPETITION-ACTOR.(opus|wav|flac)`.
 """
 
+from collections import Counter
 from pathlib import Path
 
 from model.labels import CLASSES
@@ -27,12 +28,16 @@ def read_ravdess(root: Path) -> Manifest:
     if not root.is_dir():
         raise CorpusError(f"{root} is no folder: expected RAVDESS clips such as 03-01-05-01-01-01-12.wav")
     clips: list[Clip] = []
-    dropped: dict[str, int] = {}
+    dropped: Counter[str] = Counter()
     for path in sorted(path for path in root.iterdir() if path.suffix in AUDIO_SUFFIXES):
         if path.stem == _SAME_RECORDING:
-            dropped["copy of another recording"] = 1
+            dropped["copy of another recording"] += 1
             continue
-        emotion, actor = path.stem.split("-")[2], path.stem.split("-")[6]
+        fields = path.stem.split("-")
+        if len(fields) != 7:
+            dropped["not named as a clip"] += 1
+            continue
+        emotion, actor = fields[2], fields[6]
         name = canonical("ravdess", emotion)
         clips.append(
             Clip(
@@ -47,4 +52,4 @@ def read_ravdess(root: Path) -> Manifest:
         )
     if not clips:
         raise CorpusError(f"{root} holds no RAVDESS clip: expected files such as 03-01-05-01-01-01-12.wav")
-    return Manifest(tuple(clips), dropped)
+    return Manifest(tuple(clips), dict(dropped))

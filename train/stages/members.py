@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,10 +11,11 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 
+from model.labels import CLASSES
 from model.network.deepser import DeepSER
 from model.spec import EncoderSpec, MemberSpec
 from train.config import Recipe
-from train.dataset import Examples, balanced_subset
+from train.dataset import Examples, balanced_subset, concatenate, mix_copies
 from train.loop import EpochSource, History, StageData, class_bias, predict, train_stage
 from train.losses import class_weights
 from train.pairing import Pairing, TextBank
@@ -28,18 +29,23 @@ class TrainingSet:
     """Everything that members are trained on.
 
     Attributes:
-        train: all training examples.
+        copies: all training examples: the recordings themselves, then each degraded copy.
         folds: fold number of every training example.
-        dev: held-out speakers, for selection only.
+        dev: held-out speakers, for selection and calibration only; their recordings and a degraded copy.
         bank: sentences that carry emotion; None where the recipe has no text section.
         trained_classes: classes that occur.
     """
 
-    train: Examples
+    copies: tuple[Examples, ...]
     folds: npt.NDArray[np.int64]
     dev: Examples
     bank: TextBank | None
     trained_classes: tuple[str, ...]
+
+    @property
+    def train(self) -> Examples:
+        """The training recordings as they are."""
+        return self.copies[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +84,11 @@ def train_member(
     torch.manual_seed(job.member.seed)
     member = DeepSER(job.member, encoders)
     mine = np.flatnonzero(data.folds != job.fold)
-    examples = data.train.subset(mine)
-    set_statistics(member, examples)
+    copies = tuple(copy.subset(mine) for copy in data.copies)
+    set_statistics(member, concatenate(copies))
     stages = (
-        ("stage1", recipe.stage1, _all_examples(recipe, data, examples), class_weights(examples.targets)),
-        ("stage2", recipe.stage2, _balanced(recipe, data, examples), torch.ones(examples.targets.shape[1])),
+        ("stage1", recipe.stage1, _all_examples(recipe, data, copies), class_weights(copies[0].targets)),
+        ("stage2", recipe.stage2, _balanced(recipe, data, copies), torch.ones(len(CLASSES))),
     )
     for number, (stage, config, source, weights) in enumerate(stages):
         path = folder / f"{job.name}.{stage}.safetensors"
@@ -128,19 +134,22 @@ def set_statistics(member: DeepSER, examples: Examples) -> None:
         stack.set_statistics(torch.from_numpy(sample.mean(axis=0)), torch.from_numpy(sample.std(axis=0)))  # type: ignore[operator]
 
 
-def _all_examples(recipe: Recipe, data: TrainingSet, examples: Examples) -> EpochSource:
+def draw_training(recipe: Recipe, data: TrainingSet, copies: Sequence[Examples], rng: np.random.Generator) -> Examples:
+    """Training examples as one epoch sees them: a random copy of each, with a random text."""
+    examples = mix_copies(copies, rng)
+    return data.bank.pair(examples, pairing_of(recipe), rng) if data.bank else examples
+
+
+def _all_examples(recipe: Recipe, data: TrainingSet, copies: Sequence[Examples]) -> EpochSource:
+    return lambda rng: draw_training(recipe, data, copies, rng)
+
+
+def _balanced(recipe: Recipe, data: TrainingSet, copies: Sequence[Examples]) -> EpochSource:
+    classes = copies[0].dominant
+
     def draw(rng: np.random.Generator) -> Examples:
-        return data.bank.pair(examples, pairing_of(recipe), rng) if data.bank else examples
-
-    return draw
-
-
-def _balanced(recipe: Recipe, data: TrainingSet, examples: Examples) -> EpochSource:
-    classes = examples.dominant
-
-    def draw(rng: np.random.Generator) -> Examples:
-        subset = examples.subset(balanced_subset(classes, rng))
-        return data.bank.pair(subset, pairing_of(recipe), rng) if data.bank else subset
+        rows = balanced_subset(classes, rng)
+        return draw_training(recipe, data, [copy.subset(rows) for copy in copies], rng)
 
     return draw
 

@@ -14,7 +14,7 @@ from tests.model.tiny import DIM, tiny_member
 TOLERANCE = 1e-5
 ENCODERS = {
     "whisper": EncoderSpec("whisper", "whisper-ctranslate2", 6, 4),
-    "prosody": EncoderSpec("prosody", "log-mel-prosody", 5, 8),
+    "prosody": EncoderSpec("prosody", "prosody", 5, 8),
     "text": EncoderSpec("text", "text-transformer", 7, 1),
 }
 MODALITIES = [("whisper",), ("whisper", "text"), ("whisper", "prosody", "text")]

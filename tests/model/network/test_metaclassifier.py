@@ -86,7 +86,7 @@ def test_an_average_of_metas_gives_the_average_of_their_outputs() -> None:
 
 def test_members_stand_side_by_side_in_order() -> None:
     probabilities, attributes = torch.rand(2, MEMBERS, 8), 1.0 + 6.0 * torch.rand(2, MEMBERS, 3)
-    joined = meta_input(probabilities, attributes).unflatten(1, (MEMBERS, WIDTH))
+    joined = meta_input(probabilities, attributes).reshape(2, MEMBERS, WIDTH)
     assert torch.equal(joined[:, :, :8], probabilities)
     assert torch.equal(joined[:, :, 8:], attribute_unit(attributes))
     assert attribute_unit(torch.tensor([1.0, 4.0, 7.0])).tolist() == [0.0, 0.5, 1.0]
