@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import ctranslate2
+import numpy as np
 
 from daemon.asr import AsrItem, AsrModel, Heard
 from daemon.batcher import Batcher, BatchSettings
@@ -70,7 +71,22 @@ def load_models(folder: Path, settings: EngineSettings) -> Models:
         whisper = _load_whisper(encoders["whisper-ctranslate2"], settings)
     except (BundleError, SourceError, ProviderError) as error:
         raise ConfigError(str(error)) from error
-    return Models(runtime.bundle, AsrModel(whisper), EmotionModel(runtime), whisper.multilingual)
+    models = Models(runtime.bundle, AsrModel(whisper), EmotionModel(runtime), whisper.multilingual)
+    _try_out(models)
+    return models
+
+
+def _try_out(models: Models) -> None:
+    """Scores a moment of silence: a bundle that was made for other features than ours is refused here, not call by call."""
+    silence = np.zeros(MIN_UTTERANCE, np.float32)
+    try:
+        (heard,) = models.asr([AsrItem(silence, None, words=False)])
+        models.emotion([EmotionItem(silence, heard)])
+    except ValueError as error:
+        raise ConfigError(
+            f"the bundle {models.bundle.id} was made for other features than this program computes: {error}; "
+            "export it again, or use the medusa-rt that wrote it"
+        ) from error
 
 
 def _load_whisper(encoder: EncoderSpec, settings: EngineSettings) -> Whisper:

@@ -190,6 +190,9 @@ def _bound(config: Config) -> socket.socket:
     listening = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; else a client that reads nothing keeps its connection for ever
+            limit_ms = round(config.limits.idle_timeout_s * 1000)
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
         listening.bind((config.host, config.port))
     except OSError as error:
         listening.close()

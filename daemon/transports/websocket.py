@@ -15,7 +15,9 @@ import asyncio
 import contextlib
 import logging
 import uuid
+from collections.abc import MutableMapping
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 

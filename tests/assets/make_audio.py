@@ -81,7 +81,8 @@ def _resample(samples: Audio, rate_hz: int) -> Audio:
 
 def _at_level(samples: Audio, level_db: float) -> Audio:
     scaled = samples * (10 ** (level_db / 20) / np.sqrt(np.mean(samples**2)))
-    return np.clip(scaled, -0.89, 0.89).astype(np.float32)
+    clipped: Audio = np.clip(scaled, -0.89, 0.89).astype(np.float32)
+    return clipped
 
 
 def make_call(voice: PiperVoice) -> None:

@@ -38,7 +38,7 @@ async def until_blocked(url: str) -> None:
 
 
 async def test_reads_from_the_beginning_and_then_what_comes() -> None:
-    """ "0" is the oldest entry; more than one answer's worth of them."""
+    """From the oldest entry on; more than one answer's worth of them."""
     async with EmbeddedRedis.start() as server, aclosing(read_events(server.url, start="0")) as events:
         await add(server.url, *range(300))
         assert await next_numbers(events, 300) == list(range(300))

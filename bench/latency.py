@@ -1,0 +1,91 @@
+"""One stream at the pace of speech: how long after somebody stops speaking its emotion stands in Redis, and why.
+
+    python -m bench.latency --seconds 120
+
+end of speech   the last sample of the last speech window leaves the client
+endpoint wait   silence that must pass before the utterance counts as ended (`endpoint_silence_ms`), in audio time
+work            queue, Whisper, other encoders, ensemble
+rest            the network, decoding, speech detection, Redis
+"""
+
+import argparse
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import numpy as np
+
+from bench.under_test import UnderTest, daemon_under_test, percentile
+from daemon.client import paced, stream
+from daemon.demo import OWN_CALL
+from daemon.events import read_events
+from model.audio import POST_PAD, SAMPLE_RATE_HZ, Samples, ms_from_samples
+from model.recording import read_recording
+
+
+def _speech(seconds: float) -> Samples:
+    """The demo call's customer over and over, `float32 [1, T]`."""
+    voice = read_recording(OWN_CALL)[:1]
+    return np.tile(voice, (1, int(np.ceil(seconds * SAMPLE_RATE_HZ / voice.shape[1]))))[
+        :, : int(seconds * SAMPLE_RATE_HZ)
+    ]
+
+
+async def _timed(chunks: AsyncIterator[bytes], begun: "asyncio.Future[float]") -> AsyncIterator[bytes]:
+    async for chunk in chunks:
+        if not begun.done():
+            begun.set_result(time.monotonic())
+        yield chunk
+
+
+async def _measure(daemon: UnderTest, seconds: float, interim_ms: int) -> None:
+    begun: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+    arrived: list[tuple[float, dict[str, str]]] = []
+
+    async def read() -> None:
+        async for _, fields in read_events(daemon.redis, start="0"):
+            if fields["type"] == "emotion":
+                arrived.append((time.monotonic(), fields))
+            if fields["type"] == "call.ended":
+                return
+
+    reading = asyncio.create_task(read())
+    endpoint: dict[str, dict[str, float]] = {}
+    chunks = _timed(paced(_speech(seconds)), begun)
+    async for message in stream(daemon.url, chunks, sample_rate=SAMPLE_RATE_HZ, interim_ms=interim_ms):
+        if message["type"] == "emotion" and message["final"]:
+            endpoint[message["event_id"]] = message["latency_ms"]
+    await reading
+    rows = []
+    for when, fields in arrived:
+        spoken = float(fields["end_ms"]) - ms_from_samples(POST_PAD)
+        total = (when - begun.result()) * 1000 - spoken
+        latency = endpoint[fields["event_id"]]
+        wait = latency["endpoint"] + ms_from_samples(POST_PAD)
+        length = float(fields["end_ms"]) - float(fields["start_ms"])
+        rows.append((total, wait, latency["total"], total - wait - latency["total"], length))
+    _print(np.array(rows), daemon, seconds)
+
+
+def _print(rows: "np.ndarray[tuple[int, int], np.dtype[np.float64]]", daemon: UnderTest, seconds: float) -> None:
+    names = ("end of speech to Redis", "endpoint wait", "work", "rest")
+    print(f"{len(rows)} utterances, median length {np.median(rows[:, 4]) / 1000:.1f} s")  # noqa: T201  # a program
+    for column, name in enumerate(names):
+        values = rows[:, column].tolist()
+        print(f"{name:24} p50 {percentile(values, 50)} ms   p95 {percentile(values, 95)} ms")  # noqa: T201
+    share = np.median(rows[:, 2] / rows[:, 4])
+    print(f"work / length of the utterance: {share:.3f}")  # noqa: T201
+    print(f"processor time / audio time: {daemon.cpu_s() / seconds:.3f}; peak memory {daemon.peak_mb():.0f} MiB")  # noqa: T201
+
+
+async def _main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=120.0, help="audio to stream")
+    parser.add_argument("--interim-ms", type=int, default=1000, help="distance of interim results, 0 for none")
+    options = parser.parse_args()
+    async with daemon_under_test() as daemon:
+        await _measure(daemon, options.seconds, options.interim_ms)
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())

@@ -1,0 +1,84 @@
+"""How many streams at the pace of speech one machine holds before their work takes longer than it may.
+
+    python -m bench.streams --streams 10 20 30 --seconds 60
+
+Every stream speaks 40 % of the time (utterances of the demo call with silence between them) and begins at its own moment.
+The programs that send share the machine with the daemon, so the figures are a lower bound.
+"""
+
+import argparse
+import asyncio
+from collections.abc import Iterator
+
+import numpy as np
+
+from bench.under_test import UnderTest, daemon_under_test, percentile
+from daemon.client import paced, stream
+from daemon.config import Config
+from daemon.demo import OWN_CALL
+from daemon.offline import cut
+from model.audio import SAMPLE_RATE_HZ, Samples
+from model.recording import read_recording
+
+_TALK = 0.4
+_LIMIT_MS = 500.0
+
+
+def _utterances() -> list[Samples]:
+    return [utterance.audio for utterance in cut(read_recording(OWN_CALL), Config())]
+
+
+def _speaker(utterances: list[Samples], seconds: float, seed: int) -> Samples:
+    """One speaker, `float32 [1, T]`: utterances in random order, silences that leave 40 % speech."""
+    rng = np.random.default_rng(seed)
+
+    def parts() -> Iterator[Samples]:
+        yield np.zeros(rng.integers(0, 5 * SAMPLE_RATE_HZ), np.float32)
+        while True:
+            speech = utterances[rng.integers(len(utterances))]
+            yield speech
+            pause = len(speech) * (1 / _TALK - 1) * rng.uniform(0.5, 1.5)
+            yield np.zeros(int(pause), np.float32)
+
+    wanted, joined = int(seconds * SAMPLE_RATE_HZ), np.zeros(0, np.float32)
+    for part in parts():
+        joined = np.concatenate([joined, part])
+        if len(joined) >= wanted:
+            break
+    return joined[None, :wanted]
+
+
+async def _one(daemon: UnderTest, audio: Samples, interim_ms: int) -> list[float]:
+    work = []
+    async for message in stream(daemon.url, paced(audio), sample_rate=SAMPLE_RATE_HZ, interim_ms=interim_ms):
+        if message["type"] == "emotion" and message["final"]:
+            work.append(message["latency_ms"]["total"])
+    return work
+
+
+async def _hold(count: int, seconds: float, interim_ms: int) -> None:
+    utterances = _utterances()
+    audio = [_speaker(utterances, seconds, seed) for seed in range(count)]
+    async with daemon_under_test() as daemon:
+        before = daemon.cpu_s()
+        work = [ms for part in await asyncio.gather(*(_one(daemon, a, interim_ms) for a in audio)) for ms in part]
+        cores = (daemon.cpu_s() - before) / seconds
+        p95 = float(np.percentile(work, 95))
+        print(  # noqa: T201  # a program
+            f"{count:4} streams: {len(work):5} utterances, work p50 {percentile(work, 50)} ms, p95 {percentile(work, 95)} ms, "
+            f"{cores:.2f} cores, peak {daemon.peak_mb():.0f} MiB: {'held' if p95 < _LIMIT_MS else 'NOT held'}"
+        )
+
+
+async def _main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--streams", type=int, nargs="+", default=[10, 20, 30], help="numbers of streams to try")
+    parser.add_argument("--seconds", type=float, default=60.0, help="audio per stream")
+    parser.add_argument("--interim-ms", type=int, default=1000, help="distance of interim results, 0 for none")
+    options = parser.parse_args()
+    for count in options.streams:
+        await _hold(count, options.seconds, options.interim_ms)
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())

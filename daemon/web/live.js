@@ -1,0 +1,228 @@
+/**
+ * The live page: one run at a time, from a source of audio to what is shown.
+ *
+ *     idle -> preparing (microphone, decoding) -> connecting -> live -> finishing (last results) -> idle
+ *
+ * A run that fails anywhere goes to idle at once, says why, and offers to be repeated.
+ */
+
+import { ServerAway, SourceError, openFile, openMicrophone } from "./sources.js";
+import { EmotionStream } from "./stream.js";
+import { Lane, Notices, SessionList, byId } from "./view.js";
+import { announcement, awayWords, closeWords, shortClock, totals } from "./words.js";
+
+const INTERIM_MS = 500;
+const KEEP_ALIVE_MS = 20_000;
+const FINISH_MS = 30_000;
+const FRAME_MS = 40;
+const LATE_S = 2;
+const TOO_LATE_S = 30;
+const SILENT_PEAK = 0.001;
+/** Four seconds in which nothing is louder than -60 dBFS: even an empty room is. */
+const SILENT_FRAMES = 100;
+
+const LATE_WORDS = "The server takes audio more slowly than you speak: results come late.";
+const SILENT_WORDS = "Nothing is heard from the microphone. Is it muted, or is another one meant?";
+const STATES = {
+  idle: "Not connected",
+  preparing: "Waiting for audio …",
+  connecting: "Connecting …",
+  live: "Live",
+  finishing: "Finishing …",
+  failed: "Disconnected",
+};
+
+const notices = new Notices(byId("notices"));
+
+/** From a press on Start, or from a chosen file, to the end of its stream. */
+class Run {
+  /** @param {() => Promise<import("./sources.js").Source>} open */
+  constructor(open) {
+    this.open = open;
+    this.state = "preparing";
+    this.sentMs = 0;
+    this.silentFrames = 0;
+    /** @type {Lane[]} */
+    this.lanes = [];
+  }
+
+  /** Opens the source, then the stream. */
+  async begin() {
+    notices.clear();
+    this.enter("preparing");
+    try {
+      const source = await this.open();
+      if (this.over) return void source.stop();
+      this.source = source;
+    } catch (error) {
+      if (this.over) return undefined; // stopped meanwhile: the page may be another run's by now
+      if (error instanceof ServerAway) return this.fail(awayWords(location.host));
+      const known = error instanceof SourceError;
+      if (!known) console.error(error);
+      notices.say("error", known ? error.message : `Audio could not be opened: ${error.message}`);
+      return this.release("idle"); // nothing was connected yet: Start is the way to try again
+    }
+    this.source.onended = () => this.finish();
+    if (this.source.note) notices.say("note", this.source.note);
+    byId("source").textContent = this.source.name;
+    this.enter("connecting");
+    this.stream = new EmotionStream(
+      { sampleRate: this.source.sampleRate, roles: this.source.roles, interimMs: INTERIM_MS },
+      { message: (message) => this.receive(message), closed: (ending) => this.closed(ending) },
+    );
+    this.keepAlive = setInterval(() => this.stream.keepAlive(), KEEP_ALIVE_MS);
+  }
+
+  /** @returns {boolean} whether nothing of this run may touch the page any more */
+  get over() {
+    return this.state === "idle" || this.state === "failed";
+  }
+
+  /** @param {keyof typeof STATES} state */
+  enter(state) {
+    this.state = state;
+    byId("connection").dataset.state = state;
+    byId("connection-words").textContent = STATES[state];
+    byId("toggle").textContent = this.over ? "Start" : "Stop";
+    // Not `disabled`: that would throw the keyboard's focus off the button.
+    byId("toggle").setAttribute("aria-disabled", String(state === "finishing"));
+    byId("play").disabled = !this.over;
+    byId("reconnect").hidden = state !== "failed";
+  }
+
+  /** @param {any} message of the server */
+  receive(message) {
+    switch (message.type) {
+      case "session.created":
+        return this.created(message);
+      case "speech.started":
+        return this.lanes[message.channel].started(message);
+      case "emotion":
+        return this.emotion(message);
+      case "gap":
+        return notices.say("warning", "Some interim results were skipped. Finished utterances are all here.");
+      case "warning":
+        return notices.say("warning", message.message);
+      case "error":
+        this.error = message.message;
+        return notices.say("error", `The server ${this.list ? "ended" : "refused"} the stream: ${message.message}`);
+      case "session.closed":
+        this.list.totals(totals(message));
+        return undefined;
+      default:
+        return undefined; // a newer server may say more than this page knows
+    }
+  }
+
+  /** @param {any} message `session.created` */
+  created(message) {
+    this.classes = message.trained_classes;
+    this.lanes = message.roles.map((role) => new Lane(role, message));
+    byId("lanes").replaceChildren(...this.lanes.map((lane) => lane.element));
+    byId("lanes").dataset.count = String(this.lanes.length);
+    byId("welcome").hidden = true;
+    byId("ids").textContent = `model ${message.model} · call ${message.call}`;
+    this.list = new SessionList(byId("history"), this.source.name);
+    this.enter("live");
+    this.source.start((frame) => this.frame(frame));
+  }
+
+  /** @param {any} message `emotion` */
+  emotion(message) {
+    this.lanes[message.channel].show(message);
+    if (!message.final) return;
+    const withRole = this.lanes.length > 1;
+    this.list.add(message, withRole, this.classes);
+    byId("announcer").textContent = announcement(message, withRole);
+  }
+
+  /** @param {import("./sources.js").Frame} frame */
+  frame({ pcm, rms, peak }) {
+    if (this.over) return;
+    this.stream.send(pcm);
+    this.sentMs += FRAME_MS;
+    byId("elapsed").textContent = shortClock(this.sentMs);
+    this.lanes.forEach((lane, channel) => lane.hear(this.sentMs, rms[channel], peak[channel]));
+    this.watchSilence(Math.max(...peak));
+    this.watchBacklog();
+  }
+
+  /** @param {number} peak 0..1 */
+  watchSilence(peak) {
+    this.silentFrames = peak > SILENT_PEAK ? 0 : this.silentFrames + 1;
+    if (this.source.live && this.silentFrames === SILENT_FRAMES) notices.say("warning", SILENT_WORDS);
+    if (this.silentFrames === 0) notices.unsay(SILENT_WORDS);
+  }
+
+  /** Back-pressure reaches a browser only as bytes that wait: said early, and an end before memory is. */
+  watchBacklog() {
+    const waiting = this.stream.backlogS;
+    if (waiting > LATE_S) notices.say("warning", LATE_WORDS);
+    else if (waiting === 0) notices.unsay(LATE_WORDS);
+    if (waiting > TOO_LATE_S) this.fail("The server fell too far behind, so the stream was ended.");
+  }
+
+  /** Ends the run properly: the last utterance is still scored. */
+  async finish() {
+    if (this.state === "preparing" || this.state === "connecting") return this.release("idle");
+    if (this.state !== "live") return;
+    this.enter("finishing");
+    await this.source.stop();
+    this.lanes.forEach((lane) => lane.stop());
+    this.stream.close();
+    this.patience = setTimeout(() => this.fail("The server did not send the last results in time."), FINISH_MS);
+  }
+
+  /** @param {import("./stream.js").Ending} ending */
+  closed(ending) {
+    if (this.over) return;
+    if (ending.finished && !this.error && this.state === "finishing") return this.release("idle");
+    if (!this.error) notices.say("error", closeWords(ending, location.host));
+    this.release("failed");
+  }
+
+  /** @param {string} words */
+  fail(words) {
+    if (this.over) return;
+    notices.say("error", words);
+    this.release("failed");
+  }
+
+  /** @param {"idle" | "failed"} state */
+  release(state) {
+    this.enter(state);
+    clearInterval(this.keepAlive);
+    clearTimeout(this.patience);
+    this.stream?.abandon();
+    this.source?.stop();
+    this.lanes.forEach((lane) => lane.stop());
+    this.list?.end();
+  }
+}
+
+/** @type {Run | undefined} */
+let run;
+
+/** @param {() => Promise<import("./sources.js").Source>} open */
+function begin(open) {
+  run = new Run(open);
+  run.begin();
+}
+
+/** @param {File | undefined} file */
+function play(file) {
+  if (file && (!run || run.over)) begin(() => openFile(file));
+}
+
+byId("toggle").addEventListener("click", () => (!run || run.over ? begin(openMicrophone) : run.finish()));
+byId("reconnect").addEventListener("click", () => begin(run.open));
+byId("play").addEventListener("click", () => byId("file").click());
+byId("file").addEventListener("change", ({ target }) => {
+  play(target.files[0]);
+  target.value = ""; // so that the same file can be chosen again
+});
+addEventListener("dragover", (event) => event.preventDefault());
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  play(event.dataTransfer.files[0]);
+});

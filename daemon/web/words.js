@@ -1,0 +1,76 @@
+/** What the page says: numbers, endings and announcements as words. Pure functions. */
+
+const REASONS = {
+  client_closed: "finished",
+  client_gone: "connection lost",
+  going_away: "the server is shutting down",
+  idle: "no audio came for too long",
+  model_failed: "a model failed on the server",
+  server_error: "the server had an internal error",
+};
+
+const CLOSE_WORDS = {
+  1001: "The server is shutting down. Reconnect when it is back.",
+  1006: "The connection to the server was lost. What it had received is still scored and published.",
+  1008: "The server ended the stream.",
+  1009: "The server refused a message as too big.",
+  1011: "The server had an internal error and ended the stream.",
+  1013: "The server is at its limit of streams. Try again in a moment.",
+};
+
+/** @param {number} p @returns {string} never `100%`: no model is that sure */
+export const percent = (p) => (p >= 0.995 ? ">99%" : `${Math.round(p * 100)}%`);
+
+/** @param {number} ms @returns {string} `1:04.2` */
+export function clock(ms) {
+  const tenths = Math.round(ms / 100);
+  const seconds = String(Math.floor(tenths / 10) % 60).padStart(2, "0");
+  return `${Math.floor(tenths / 600)}:${seconds}.${tenths % 10}`;
+}
+
+/** @param {number} ms @returns {string} `0:42`, for a clock that runs */
+export function shortClock(ms) {
+  const seconds = Math.floor(ms / 1000);
+  return `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
+}
+
+/** @param {number} ms */
+export const duration = (ms) => (ms < 1000 ? `${Math.round(ms)} ms` : `${(ms / 1000).toFixed(1)} s`);
+
+/** @param {number} count @param {string} noun */
+const counted = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+
+/** @param {{reason: string, totals: any}} message `session.closed` */
+export function totals({ reason, totals: sums }) {
+  const dropped = sums.dropped_interims ? ` (${sums.dropped_interims} skipped)` : "";
+  return [
+    REASONS[reason] ?? reason,
+    `${duration(sums.received_ms)} of audio`,
+    counted(sums.finals, "utterance"),
+    counted(sums.interims, "interim result") + dropped,
+  ].join(" · ");
+}
+
+/** @param {string} host */
+export const awayWords = (host) => `No answer from the server at ${host}. Is it running?`;
+
+/** @param {import("./stream.js").Ending} ending @param {string} host */
+export function closeWords({ code, created }, host) {
+  if (!created && code === 1006) return awayWords(host);
+  return CLOSE_WORDS[code] ?? `The server closed the connection (code ${code}).`;
+}
+
+/** @param {Record<string, number>} latency `latency_ms` of a result */
+export function latencyWords(latency) {
+  return (
+    `waited for the pause ${duration(latency.endpoint)}, then: queue ${duration(latency.queue)}, ` +
+    `words ${duration(latency.asr)}, encoders ${duration(latency.encoders)}, ensemble ${duration(latency.fusion)}`
+  );
+}
+
+/** @param {any} emotion a final @param {boolean} withRole */
+export function announcement(emotion, withRole) {
+  const who = withRole ? `${emotion.role}: ` : "";
+  const unsure = emotion.abstained ? ", unsure" : "";
+  return `${who}${emotion.top}, ${percent(emotion.confidence)}${unsure}. ${emotion.text || "No words."}`;
+}

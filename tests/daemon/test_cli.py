@@ -1,0 +1,137 @@
+"""The command line: every command explains itself, and does what it says."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+from websockets.asyncio.client import connect
+
+from daemon import cli
+from daemon.config import DEFAULT_BUNDLE
+from model.bundle import read_bundle
+from tests.daemon.conftest import ASSETS, serving
+
+COMMANDS = sorted(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]  # it is a group
+TWO = ASSETS / "two_sentences.flac"
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default spool lies in the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal in which no line is broken."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERM", "dumb")
+
+
+def run(*arguments: str | Path) -> Result:
+    """One command, in this process."""
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def test_the_commands_are_those_of_the_design() -> None:
+    assert {"serve", "stream", "tail", "score", "check", "demo"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_every_command_has_an_example(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: medusa-daemon {command}" in result.output
+
+
+def test_no_command_shows_the_help() -> None:
+    assert all(command in run().output for command in COMMANDS)
+
+
+def test_score_shows_every_utterance_of_a_clip() -> None:
+    result = run("score", TWO)
+    assert result.exit_code == 0, result.output
+    assert result.output.count("customer") == 2
+    assert "Friday" in result.output
+    assert "neutral" in result.output
+
+
+def test_check_says_what_would_be_served() -> None:
+    result = run("check")
+    assert result.exit_code == 0, result.output
+    manifest = read_bundle(DEFAULT_BUNDLE).manifest
+    assert manifest.bundle_id in result.output
+    assert all(member.name in result.output for member in manifest.ensemble.members)
+    assert "embedded" in result.output
+
+
+@pytest.mark.parametrize("command", ["score", "demo"])
+@pytest.mark.parametrize("name", ["none.wav", "manifest.json"])
+def test_a_file_that_is_no_recording(command: str, name: str) -> None:
+    """Status 2 and one message that names it."""
+    result = run(command, DEFAULT_BUNDLE / name)
+    assert result.exit_code == 2
+    assert name in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+def test_a_mistake_in_the_configuration(command: str, tmp_path: Path) -> None:
+    """Told before anything is loaded."""
+    file = tmp_path / "daemon.toml"
+    file.write_text("[limits]\nmax_streams = 0\n")
+    result = run(command, "--config", file)
+    assert result.exit_code == 2
+    assert "limits.max_streams" in result.stderr
+
+
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never a silent fallback."""
+    monkeypatch.setenv("MEDUSA_MODELS__DEVICE", "tpu")
+    result = run("check")
+    assert result.exit_code == 2
+    assert "tpu" in result.stderr
+
+
+def test_demo_streams_a_clip_and_reads_it_back_from_redis() -> None:
+    """Status 0 says that Redis holds what the client got."""
+    result = run("demo", TWO, "--speed", "0")
+    assert result.exit_code == 0, result.output
+    assert "Friday" in result.output
+    assert "read back from Redis equal those the client received" in result.output
+
+
+def test_demo_of_silence_fails_and_says_why() -> None:
+    result = run("demo", ASSETS / "silence_noise.flac", "--speed", "0")
+    assert result.exit_code == 1
+    assert "no utterance was found" in result.output
+
+
+def test_stream_without_a_server() -> None:
+    result = run("stream", TWO, "--url", "ws://127.0.0.1:1/v1/stream")
+    assert result.exit_code == 1
+    assert "cannot reach the server" in result.stderr
+    assert "Traceback" not in result.output
+
+
+async def test_stream_shows_results_or_why_there_are_none(tmp_path: Path) -> None:
+    """Also of a full server, and of a server that has no streams at the URL."""
+
+    async def streamed(url: str) -> Result:
+        """In a thread, because the command has a loop of its own."""
+        return await asyncio.to_thread(run, "stream", TWO, "--url", url, "--speed", "0")
+
+    async with serving(tmp_path / "spool", limits={"max_streams": 1}) as served:
+        good = await streamed(served.url)
+        page = await streamed(served.url.replace("/v1/stream", "/health"))
+        async with connect(f"{served.url}?channels=1") as held:
+            await held.recv()
+            full = await streamed(served.url)
+    assert (good.exit_code, good.stderr) == (0, "")
+    assert "Friday" in good.output
+    assert page.exit_code == full.exit_code == 1
+    assert "is no stream server" in page.stderr
+    assert "come back later" in full.stderr
+    assert "1013" in full.stderr

@@ -1,0 +1,184 @@
+"""How a daemon begins and ends: signals, a Redis that is not there yet, a bundle that is damaged, a port that is taken."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+from daemon.config import DEFAULT_BUNDLE
+from daemon.embedded import EmbeddedRedis
+from tests.daemon.conftest import ASSETS, events_of, finals, linear16_of, of_type, pieces, serving
+from tests.waiting import until
+
+TWO = ASSETS / "two_sentences.flac"
+WITHIN_S = 60.0
+ENVIRONMENT = {**os.environ, "COLUMNS": "80", "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def free_port() -> int:
+    """A port where nobody listens yet."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+async def program(folder: Path, *arguments: str) -> Process:
+    """`python -m daemon` with arguments, in a folder of its own (its spool lies there)."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "daemon", *arguments),
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+async def outcome(process: Process) -> tuple[int | None, str]:
+    """Exit status and everything said on standard error."""
+    async with asyncio.timeout(WITHIN_S):
+        _, said = await process.communicate()
+    return process.returncode, said.decode()
+
+
+@asynccontextmanager
+async def serve_program(folder: Path, *arguments: str) -> AsyncIterator[tuple[Process, str]]:
+    """`python -m daemon serve`, and the URL of its streams as it prints it."""
+    process = await program(folder, "serve", "--port", "0", *arguments)
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(WITHIN_S):
+            while not (line := (await process.stdout.readline()).decode()).startswith("stream"):
+                assert line, "the daemon ended before it served"
+        yield process, line.split()[1]
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_lets_every_stream_finish(tmp_path: Path, number: signal.Signals) -> None:
+    """In the middle of a sentence: it is scored, sent, published; the totals follow; the status is 0."""
+    messages: list[dict[str, Any]] = []
+    async with EmbeddedRedis.start() as redis, serve_program(tmp_path, "--redis", redis.url) as (process, url):
+        async with asyncio.timeout(WITHIN_S), connect(f"{url}?call_id=cut&interim_ms=500") as connection:
+            await connection.send(linear16_of(TWO)[: 2 * 32_000])
+            while not messages or messages[-1]["type"] != "emotion":
+                messages.append(json.loads(await connection.recv()))
+            process.send_signal(number)
+            try:
+                async for text in connection:
+                    messages.append(json.loads(text))
+            except ConnectionClosed:
+                pass  # the code says what it was
+            assert connection.close_code == 1001
+        status, said = await outcome(process)
+        events = await events_of(redis.url, "cut")
+    assert (status, "Traceback" in said) == (0, False), said
+    (final,) = finals(messages)
+    assert final["text"]
+    assert (messages[-1]["type"], messages[-1]["reason"]) == ("session.closed", "going_away")
+    assert messages[-1]["totals"]["finals"] == messages[-1]["totals"]["utterances"] == 1
+    assert [fields["event_id"] for fields in events[1:-1]] == [
+        message["event_id"] for message in of_type(messages, "emotion")
+    ]
+    assert (events[-1]["type"], events[-1]["reason"]) == ("call.ended", "going_away")
+
+
+async def test_a_redis_that_comes_late_misses_nothing(tmp_path: Path) -> None:
+    """Until then the daemon serves, says that it is not ready and why, and keeps the events."""
+    port = free_port()
+    url = f"redis://127.0.0.1:{port}/0"
+    async with serving(tmp_path, redis=url) as served:
+        status, body = await served.get("/ready")
+        assert (status, json.loads(body)["ready"]) == (503, False)
+        assert "Redis" in json.loads(body)["problem"]
+        assert (await served.get("/health"))[0] == 200
+        streams = [
+            await served.stream(pieces(linear16_of(TWO)), call_id=f"early-{number}", interim_ms=300)
+            for number in range(2)
+        ]
+        assert all(len(finals(messages)) == 2 for messages in streams)
+        assert f"{port}" in json.loads((await served.get("/ready"))[1])["problem"]
+        async with EmbeddedRedis.start(port=port):
+            await until(lambda: served.daemon.sink.healthy() is None, within_s=30)
+            assert (await served.get("/ready"))[0] == 200
+            for number, messages in enumerate(streams):
+                begun, *stored, ended = await events_of(url, f"early-{number}")
+                assert (begun["type"], ended["type"]) == ("call.started", "call.ended")
+                wanted = [message["event_id"] for message in of_type(messages, "emotion")]
+                assert [fields["event_id"] for fields in stored] == wanted
+
+
+async def test_events_that_redis_never_took_wait_for_the_next_daemon(tmp_path: Path) -> None:
+    """On disk: a daemon that stops without its Redis loses nothing either."""
+    port = free_port()
+    url = f"redis://127.0.0.1:{port}/0"
+    async with serving(tmp_path, redis=url, drain_timeout_s=0.2) as served:
+        messages = await served.stream(pieces(linear16_of(TWO)), call_id="kept", interim_ms=0)
+    async with EmbeddedRedis.start(port=port), serving(tmp_path, redis=url):
+        _, *stored, _ = await events_of(url, "kept")
+    assert [fields["event_id"] for fields in stored] == [message["event_id"] for message in finals(messages)]
+
+
+def linked_bundle(folder: Path) -> Path:
+    """The default bundle with every file a link, so that a test may replace some."""
+    shutil.copytree(DEFAULT_BUNDLE, folder, copy_function=os.symlink)
+    return folder
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+async def test_a_damaged_bundle_is_named_and_not_served(tmp_path: Path, command: str) -> None:
+    """One byte is enough."""
+    bundle = linked_bundle(tmp_path / "bundle")
+    (bundle / "ensemble.onnx").unlink()
+    content = bytearray((DEFAULT_BUNDLE / "ensemble.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / "ensemble.onnx").write_bytes(content)
+    status, said = await outcome(await program(tmp_path, command, "--bundle", str(bundle)))
+    assert (status, "Traceback" in said) == (2, False), said
+    assert f"{bundle / 'ensemble.onnx'} is damaged" in said
+
+
+@pytest.mark.parametrize("command", ["serve", "check"])
+async def test_a_bundle_with_a_file_missing_is_not_served(tmp_path: Path, command: str) -> None:
+    bundle = linked_bundle(tmp_path / "bundle")
+    (bundle / "meta.onnx").unlink()
+    status, said = await outcome(await program(tmp_path, command, "--bundle", str(bundle)))
+    assert (status, "Traceback" in said) == (2, False), said
+    assert f"{bundle} lacks meta.onnx" in said
+
+
+@pytest.mark.parametrize("name", ["nowhere", "with [brackets] and [/closing]"])
+async def test_a_bundle_that_is_not_there(tmp_path: Path, name: str) -> None:
+    """The message shows the path as it is, whatever characters it holds."""
+    status, said = await outcome(await program(tmp_path, "check", "--bundle", str(tmp_path / name)))
+    assert (status, "Traceback" in said) == (2, False), said
+    assert f"{tmp_path / name} is no bundle" in said
+
+
+async def test_a_port_in_use_is_a_clear_error(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        status, said = await outcome(
+            await program(tmp_path, "serve", "--port", str(port), "--redis", "redis://127.0.0.1:1/0")
+        )
+    assert (status, "Traceback" in said) == (2, False), said
+    assert f"port {port}" in said
+    assert "in use" in said

@@ -1,0 +1,96 @@
+"""Scripted stand-ins at the seams, and a voice made of arithmetic. None of our own code is replaced anywhere else."""
+
+import asyncio
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import numpy.typing as npt
+
+from daemon.errors import CapacityError, UpstreamError
+from daemon.messages import CallInfo, Scores, Utterance
+from model.audio import SAMPLE_RATE_HZ, Samples
+from tests.factories import make_scores
+
+
+class ScriptedDetector:
+    """Speech probabilities that a test wrote down; silence behind the last one. Counts windows, as the real one does."""
+
+    def __init__(self, script: Sequence[float]) -> None:
+        self._script = script
+        self._stepped = 0
+
+    def __call__(self, windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        begin, self._stepped = self._stepped, self._stepped + len(windows)
+        known = self._script[begin : self._stepped]
+        return np.array([*known, *[0.0] * (len(windows) - len(known))], np.float32)
+
+
+class ScriptedScorer:
+    """An engine without models: scores everything the same, or fails where a test says so.
+
+    Args:
+        failing: utterances (by index) on which the model fails, interim cuts included.
+        full: whether interim work is refused for lack of room.
+
+    Attributes:
+        seen: what it was asked to score, in order.
+        gate: set where it may answer; cleared by a test that holds work back.
+    """
+
+    def __init__(self, *, failing: frozenset[int] = frozenset(), full: bool = False) -> None:
+        self.seen: list[Utterance] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self._failing = failing
+        self._full = full
+
+    async def score(self, info: CallInfo, utterance: Utterance) -> Scores:
+        self.seen.append(utterance)
+        await self.gate.wait()
+        if utterance.index in self._failing:
+            raise UpstreamError("the asr model failed: out of memory")
+        if self._full and not utterance.final:
+            raise CapacityError("the asr queue holds 64 items: interim work is refused")
+        return make_scores(text="hello there" if utterance.final else None)
+
+
+_FORMANTS_HZ = ((700, 1220, 2600), (300, 2300, 3000), (450, 800, 2400), (550, 1800, 2500), (320, 870, 2240))
+_WIDTHS_HZ = (80, 100, 140)
+
+
+def silence(seconds: float) -> Samples:
+    """Nothing, `float32 [T]`."""
+    return np.zeros(round(seconds * SAMPLE_RATE_HZ), np.float32)
+
+
+@cache
+def voice(seconds: float, pitch_hz: float = 120.0) -> Samples:
+    """Syllables of hiss and gliding formants, `float32 [T]`: the real detector takes them for speech."""
+    noise = np.random.default_rng(7)
+    parts: list[npt.NDArray[np.float64]] = []
+    for index in range(round(seconds / 0.22) + 1):
+        hiss = np.diff(noise.standard_normal(801)) * 0.05 * np.hanning(800)
+        parts += [hiss, _vowel(index, pitch_hz)]
+    return np.concatenate(parts)[: round(seconds * SAMPLE_RATE_HZ)].astype(np.float32)
+
+
+def _vowel(index: int, pitch_hz: float) -> npt.NDArray[np.float64]:
+    t = np.arange(2720) / SAMPLE_RATE_HZ
+    share = t / t[-1]
+    phase = 2 * np.pi * np.cumsum(pitch_hz * (1.15 - 0.15 * (index % 3) * share)) / SAMPLE_RATE_HZ
+    here, there = _FORMANTS_HZ[index % 5], _FORMANTS_HZ[(index + 2) % 5]
+    wave = np.zeros(len(t))
+    for harmonic in range(1, min(35, int(4500 / pitch_hz))):
+        gain = np.zeros(len(t))
+        for a, b, width in zip(here, there, _WIDTHS_HZ, strict=True):
+            gain += 1 / (1 + ((harmonic * pitch_hz - (1 - share) * a - share * b) / width) ** 2)
+        wave += gain * np.sin(harmonic * phase) / harmonic**0.5
+    wave *= np.hanning(len(t)) ** 0.5
+    scaled: npt.NDArray[np.float64] = 0.3 * wave / np.abs(wave).max()
+    return scaled
+
+
+def linear16(*channels: Samples) -> bytes:
+    """Interleaved little-endian 16-bit samples."""
+    return np.round(np.stack(channels, axis=1) * 32767.0).astype("<i2").tobytes()

@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import pytest
+
+from model.labels import CLASSES
+from tests.train.synthetic import write_actors, write_votes
+from train.corpora import read_corpus
+from train.errors import CorpusError, RecipeError
+
+VOTES = {
+    "1001_DFA_ANG_XX": (5, 1, 0, 0, 3, 0),
+    "1001_IEO_HAP_LO": (0, 0, 0, 6, 3, 0),
+    "1002_TIE_SAD_HI": (0, 2, 1, 0, 4, 4),
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "cremad"
+    write_votes(folder, VOTES)
+    write_actors(folder, {"1001": "Male", "1002": "Female"})
+    for name in VOTES:
+        (folder / f"{name}.opus").touch()
+    return folder
+
+
+def test_clips_carry_their_votes_in_canonical_order(root: Path) -> None:
+    manifest = read_corpus("cremad", root.parent)
+    angry, happy, sad = manifest.clips
+    assert [clip.id for clip in manifest.clips] == sorted(VOTES)
+    assert dict(zip(CLASSES, angry.votes, strict=True)) == {
+        "angry": 5,
+        "sad": 0,
+        "happy": 0,
+        "surprise": 0,
+        "fear": 0,
+        "disgust": 1,
+        "contempt": 0,
+        "neutral": 3,
+    }
+    assert dict(zip(CLASSES, sad.votes, strict=True))["sad"] == 4
+    assert [clip.intended for clip in (angry, happy, sad)] == ["angry", "happy", "sad"]
+    assert [clip.gender for clip in (angry, happy, sad)] == ["male", "male", "female"]
+    assert manifest.speakers == ["cremad-1001", "cremad-1002"]
+    assert all(clip.audio.is_file() and clip.audio.stem == clip.id for clip in manifest.clips)
+    assert manifest.dropped == {}
+
+
+def test_rows_are_joined_by_id(root: Path) -> None:
+    write_votes(root, dict(reversed(VOTES.items())))
+    votes = {clip.id: clip.votes for clip in read_corpus("cremad", root.parent).clips}
+    assert votes["1001_IEO_HAP_LO"][CLASSES.index("happy")] == 6
+    assert votes["1002_TIE_SAD_HI"][CLASSES.index("sad")] == 4
+
+
+def test_what_is_left_out_is_counted(root: Path) -> None:
+    (root / "1001_DFA_ANG_XX.opus").unlink()
+    (root / "1009_DFA_ANG_XX.opus").touch()
+    (root / "1009_DFA_DIS_XX.opus").touch()
+    (root / "LICENSE.txt").touch()
+    manifest = read_corpus("cremad", root.parent)
+    assert len(manifest.clips) == 2
+    assert manifest.dropped == {"clip without votes": 2, "votes without clip": 1}
+
+
+def test_audio_that_is_no_clip_is_counted(root: Path) -> None:
+    (root / "room_tone.wav").touch()
+    assert read_corpus("cremad", root.parent).dropped == {"clip without votes": 1}
+
+
+def test_the_table_of_actors_may_be_missing(root: Path) -> None:
+    (root / "actors.csv").unlink()
+    assert {clip.gender for clip in read_corpus("cremad", root.parent).clips} == {""}
+
+
+@pytest.mark.parametrize("removed", ["votes.csv", "*.opus", "*"])
+def test_an_incomplete_corpus_says_what_is_missing(root: Path, removed: str) -> None:
+    for path in root.glob(removed):
+        path.unlink()
+    with pytest.raises(CorpusError, match=r"cremad.*(votes\.csv is missing|holds no CREMA-D clip)"):
+        read_corpus("cremad", root.parent)
+
+
+def test_a_missing_folder_is_a_corpus_error(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="cremad"):
+        read_corpus("cremad", tmp_path)
+
+
+def test_an_unknown_corpus_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="'iemocap': there are cremad, ravdess"):
+        read_corpus("iemocap", tmp_path)
+
+
+def test_a_new_label_is_never_dropped_in_silence(root: Path) -> None:
+    write_votes(root, {**VOTES, "1001_DFA_BOR_XX": (1, 0, 0, 0, 0, 0)})
+    (root / "1001_DFA_BOR_XX.opus").touch()
+    with pytest.raises(KeyError, match="BOR"):
+        read_corpus("cremad", root.parent)

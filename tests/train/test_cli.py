@@ -1,0 +1,85 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from tests.train.synthetic import RECIPES, write_votes
+from train.cli import app
+
+RECIPE = str(RECIPES / "default.toml")
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, list(map(str, arguments)))
+
+
+@pytest.mark.parametrize(
+    "command", [command.callback.__name__ for command in app.registered_commands if command.callback]
+)
+def test_help_shows_an_example(command: str) -> None:
+    result = invoke(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: medusa-train {command} --" in result.output
+
+
+@pytest.mark.parametrize("command", ["features", "run"])
+def test_a_wrong_recipe_path_is_named(command: str, tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path / "out")] if command == "run" else []
+    result = invoke(command, "--config", tmp_path / "none.toml", "--data", tmp_path, *out)
+    assert result.exit_code == 2
+    assert "none.toml" in result.stderr
+    assert "does not exist" in result.stderr
+
+
+def test_a_wrong_data_path_is_named(tmp_path: Path) -> None:
+    for command in ("features", "run"):
+        arguments = [command, "--config", RECIPE, "--data", tmp_path / "nowhere", "--cache", tmp_path / "cache"]
+        result = invoke(*arguments, *(["--out", str(tmp_path / "out")] if command == "run" else []))
+        assert result.exit_code == 2, result.output
+        assert str(tmp_path / "nowhere" / "cremad" / "votes.csv") in result.stderr
+        assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_corpus_is_named(tmp_path: Path) -> None:
+    write_votes(tmp_path / "cremad", {})
+    result = invoke("features", "--config", RECIPE, "--data", tmp_path, "--cache", tmp_path / "cache")
+    assert result.exit_code == 2
+    assert "holds no CREMA-D clip with votes" in result.stderr
+
+
+def test_mistakes_of_a_recipe_are_shown_as_they_are(tmp_path: Path) -> None:
+    """Square brackets are text here, and not Rich's markup."""
+    text = Path(RECIPE).read_text(encoding="utf-8")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(text.replace('modalities = ["functionals"]', 'modalities = ["[/b]"]'), encoding="utf-8")
+    result = invoke("features", "--config", recipe, "--data", tmp_path)
+    assert result.exit_code == 2, result.output
+    assert "member 'functionals' reads ['[/b]']: [encoders] has ['functionals'," in result.stderr
+
+
+def test_a_clip_that_is_no_audio_is_named(tmp_path: Path) -> None:
+    write_votes(tmp_path / "cremad", {"1001_DFA_ANG_XX": (1, 0, 0, 0, 0, 0)})
+    clip = tmp_path / "cremad" / "1001_DFA_ANG_XX.wav"
+    clip.write_bytes(b"not a recording")
+    result = invoke("features", "--config", RECIPE, "--data", tmp_path, "--cache", tmp_path / "cache")
+    assert result.exit_code == 2, result.output
+    assert str(clip) in result.stderr
+
+
+def test_a_report_needs_a_finished_run(tmp_path: Path) -> None:
+    result = invoke("report", "--out", tmp_path / "run")
+    assert result.exit_code == 2
+    assert f"{tmp_path / 'run' / 'report.json'} does not exist" in result.stderr
+    assert "medusa-train run --out" in result.stderr
+
+
+def test_a_report_lists_the_systems(tmp_path: Path) -> None:
+    score = {"uar": {"value": 0.5, "low": 0.4, "high": 0.625}}
+    results = {"evaluations": {"cremad [unseen]": {"systems": {"soft vote": score}}}}
+    (tmp_path / "report.json").write_text(json.dumps(results), encoding="utf-8")
+    result = invoke("report", "--out", tmp_path)
+    assert result.exit_code == 0
+    assert "cremad [unseen]" in result.stderr
+    assert "soft vote                        UAR 0.500 [0.400, 0.625]" in result.stderr

@@ -1,0 +1,154 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, recall_score
+
+from model.labels import CLASSES
+from train.metrics import (
+    Labels,
+    accuracy,
+    balanced_macro_f1,
+    calibration_error,
+    class_f1,
+    confusion,
+    interval,
+    jensen_shannon,
+    macro_f1,
+    paired_difference,
+    soft_cross_entropy,
+    speaker_bootstrap,
+    unweighted_average_recall,
+)
+
+guesses = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), min_size=1, max_size=60).map(
+    lambda rows: (np.array([a for a, _ in rows], np.int64), np.array([b for _, b in rows], np.int64))
+)
+
+
+def noisy(seed: int, clips: int = 200, right: float = 0.6) -> tuple[Labels, Labels]:
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 4, clips)
+    return truth, np.where(rng.random(clips) < right, truth, rng.integers(0, 4, clips))
+
+
+@given(guesses)
+def test_scores_are_those_of_scikit_learn(rows: tuple[Labels, Labels]) -> None:
+    truth, guess = rows
+    occurring = np.unique(truth)
+    shared = {"labels": occurring, "zero_division": 0}
+    assert macro_f1(truth, guess) == pytest.approx(f1_score(truth, guess, average="macro", **shared))
+    assert unweighted_average_recall(truth, guess) == pytest.approx(
+        recall_score(truth, guess, average="macro", **shared)
+    )
+    assert accuracy(truth, guess) == pytest.approx(accuracy_score(truth, guess))
+    assert list(class_f1(truth, guess)) == [CLASSES[index] for index in occurring]
+    assert list(class_f1(truth, guess).values()) == pytest.approx(list(f1_score(truth, guess, average=None, **shared)))
+    np.testing.assert_array_equal(confusion(truth, guess), confusion_matrix(truth, guess, labels=range(8)))
+
+
+def test_accuracy_is_micro_f1() -> None:
+    truth, guess = noisy(0)
+    assert accuracy(truth, guess) == pytest.approx(f1_score(truth, guess, average="micro"))
+
+
+def test_soft_cross_entropy_of_hard_targets_is_the_log_loss() -> None:
+    truth, _ = noisy(1)
+    posterior = np.random.default_rng(1).dirichlet(np.ones(8), len(truth))
+    expected = log_loss(truth, posterior, labels=range(8))
+    assert soft_cross_entropy(np.eye(8)[truth], posterior) == pytest.approx(expected)
+
+
+def test_soft_cross_entropy_is_least_at_the_votes() -> None:
+    votes = np.random.default_rng(2).dirichlet(np.ones(8), 20)
+    least = soft_cross_entropy(votes, votes)
+    assert least == pytest.approx(float(-(votes * np.log(votes)).sum(axis=1).mean()))
+    assert soft_cross_entropy(votes, np.full_like(votes, 1 / 8)) > least
+
+
+def test_jensen_shannon_distance() -> None:
+    one, other = np.eye(8)[[0]], np.eye(8)[[3]]
+    half = (one + other) / 2
+    assert jensen_shannon(one, one) == 0.0
+    assert jensen_shannon(one, other) == pytest.approx(1.0)
+    assert jensen_shannon(one, half) == pytest.approx((0.5 * np.log2(4 / 3) + 0.25 * np.log2(2 / 3) + 0.25) ** 0.5)
+    assert jensen_shannon(one, half) == pytest.approx(jensen_shannon(half, one))
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
+    sure, unsure = np.zeros((6, 8)), np.zeros((4, 8))
+    sure[:, 0], sure[:, 1] = 0.9, 0.1
+    unsure[:, 0], unsure[:, 1] = 0.55, 0.45
+    posterior = np.concatenate([sure, unsure])
+    truth = np.array([0, 0, 0, 1, 1, 1, 0, 0, 0, 0])  # half of the sure ones, all of the unsure ones
+    assert calibration_error(truth, posterior) == pytest.approx(0.6 * abs(0.9 - 0.5) + 0.4 * abs(0.55 - 1.0))
+    assert calibration_error(np.zeros(3, np.int64), np.eye(8)[[0, 0, 0]]) == 0.0
+
+
+def test_the_bootstrap_draws_whole_speakers() -> None:
+    speakers = ["a"] * 5 + ["b"] * 2 + ["c"] * 3
+    drawn: list[Labels] = []
+
+    def statistic(rows: Labels) -> float:
+        drawn.append(rows)
+        return 0.0
+
+    speaker_bootstrap(speakers, statistic)
+    sizes = {"a": 5, "b": 2, "c": 3}
+    for rows in drawn:
+        counts = np.bincount(rows, minlength=10)
+        for name, size in sizes.items():
+            own = {int(counts[row]) for row in range(10) if speakers[row] == name}
+            assert len(own) == 1, f"{name}'s {size} clips were torn apart"
+    assert len({tuple(sorted(rows)) for rows in drawn}) > 8
+    assert drawn[-1].tolist() == list(range(10))  # the value itself: every clip once
+
+
+def test_an_interval_covers_clips_of_one_speaker_as_one() -> None:
+    """Fifty copies of four speakers' clips tell no more than the four: the interval stays as wide."""
+    truth = np.zeros(4, np.int64)
+    guess = np.array([0, 0, 1, 1])
+    few = interval(accuracy, truth, guess, list("abcd"))
+    many = interval(accuracy, truth.repeat(50), guess.repeat(50), list("a" * 50 + "b" * 50 + "c" * 50 + "d" * 50))
+    assert (few.value, few.low, few.high) == (many.value, many.low, many.high)
+    assert (few.value, few.low, few.high) == (0.5, 0.0, 1.0)
+
+
+def test_one_speaker_has_no_spread() -> None:
+    truth, guess = noisy(3, 30)
+    found = interval(macro_f1, truth, guess, ["a"] * 30)
+    assert found.low == found.high == found.value == macro_f1(truth, guess)
+
+
+@pytest.mark.parametrize("metric", [accuracy, unweighted_average_recall, macro_f1])
+def test_a_paired_difference_compares_the_same_clips(metric: Callable[[Labels, Labels], float]) -> None:
+    truth, worse = noisy(4)
+    better = worse.copy()
+    wrong = np.flatnonzero(worse != truth)[::4]
+    better[wrong] = truth[wrong]
+    speakers = [f"s{row % 20}" for row in range(len(truth))]
+    gain = paired_difference(metric, truth, better, worse, speakers)
+    assert gain.value == pytest.approx(metric(truth, better) - metric(truth, worse))
+    assert 0.0 < gain.low <= gain.value <= gain.high
+    loss = paired_difference(metric, truth, worse, better, speakers)
+    assert (loss.value, loss.low, loss.high) == pytest.approx((-gain.value, -gain.high, -gain.low))
+    alone = interval(metric, truth, better, speakers)
+    assert gain.high - gain.low < alone.high - alone.low
+    none = paired_difference(metric, truth, better, better, speakers)
+    assert (none.value, none.low, none.high) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_selection_metric_does_not_depend_on_class_frequencies(seed: int) -> None:
+    truth, guess = noisy(seed, 80)
+    often = np.concatenate([np.arange(80), np.repeat(np.flatnonzero(truth == 0), 3)])
+    plain = balanced_macro_f1(truth, guess, 200, seed=0)
+    assert balanced_macro_f1(truth[often], guess[often], 200, seed=1) == pytest.approx(plain, abs=0.03)
+
+
+def test_the_selection_metric_repeats() -> None:
+    truth, guess = noisy(5, 150)
+    assert balanced_macro_f1(truth, guess, 10, seed=0) == balanced_macro_f1(truth, guess, 10, seed=0)
+    assert balanced_macro_f1(truth, truth, 10, seed=0) == 1.0

@@ -1,0 +1,197 @@
+"""The whole run on a corpus of a dozen made-up speakers, through the real audio encoders and a tiny text encoder."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from export.bundle import write_bundle
+from model.labels import CLASSES
+from model.network.checkpoint import load_checkpoint
+from model.runtime import load_runtime
+from tests.fakes import voice
+from tests.model.tiny import TEXT_DIM, write_tiny_text_encoder
+from tests.train.synthetic import RECIPES, write_actors, write_goemotions, write_votes, write_wav
+from train.config import Recipe, load_recipe
+from train.dataset import tensors
+from train.errors import CorpusError
+from train.prepare import prepare
+from train.run import SOUP, train_ensemble
+
+SPEAKERS = range(1001, 1013)
+VOTES = {"ANG": (8, 0, 0, 0, 1, 0), "NEU": (0, 0, 0, 0, 10, 0), "SAD": (0, 1, 0, 0, 4, 4)}  # sad voices: no consensus
+TRAINED = ("angry", "sad", "disgust", "neutral")
+Progress = list[tuple[str, int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished run; read it, never change it."""
+
+    recipe: Recipe
+    data: Path
+    cache: Path
+    out: Path
+
+    def again(self, out: Path) -> Progress:
+        calls: Progress = []
+        train_ensemble(self.recipe, self.data, self.cache, out, 1, lambda *call: calls.append(call))
+        return calls
+
+
+def write_corpora(data: Path) -> None:
+    cremad, ravdess = data / "cremad", data / "ravdess"
+    write_votes(cremad, {f"{speaker}_DFA_{code}_XX": votes for speaker in SPEAKERS for code, votes in VOTES.items()})
+    write_actors(cremad, {str(speaker): "Male" if speaker % 2 else "Female" for speaker in SPEAKERS})
+    for speaker, (index, code) in product(SPEAKERS, enumerate(VOTES)):
+        pitch = 90.0 + 8.0 * (speaker - 1001) + 60.0 * index
+        write_wav(cremad / f"{speaker}_DFA_{code}_XX.wav", voice(0.45 + 0.05 * index, pitch))
+    (cremad / "1001_DFA_NEU_XX.wav").unlink()
+    ravdess.mkdir()
+    for code, actor in product(("04", "05", "08"), ("01", "02")):  # 08 is surprise, which no clip above has
+        write_wav(ravdess / f"03-01-{code}-01-01-01-{actor}.wav", voice(0.5, 80.0 + 40.0 * int(code) + int(actor)))
+    labels = ("anger", "sadness", "disgust", "neutral", "joy")
+    write_goemotions(data / "text" / "goemotions", [(f"i am {name} no {n}", name) for name in labels for n in range(2)])
+
+
+def tiny_recipe(text_encoder: Path) -> Recipe:
+    shipped = load_recipe(RECIPES / "default.toml").model_dump()
+    encoders = {name: shipped["encoders"][name] for name in ("whisper", "prosody", "functionals")}
+    text = {"kind": "text-transformer", "dim": TEXT_DIM, "stack": 1, "sources": [f"path:{text_encoder}"]}
+    stage = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3}
+    return Recipe.model_validate(
+        shipped
+        | {
+            "name": "tiny",
+            "data": shipped["data"] | {"dev_fraction": 0.2, "test_fraction": 0.25, "degraded_copies": 1},
+            "text": shipped["text"] | {"sentences_per_class": 2},
+            "encoders": encoders | {"text": text},
+            "member_defaults": {"dim": 8, "heads": 2, "layers": 1, "feed_forward": 8, "dropout": 0.1},
+            "members": [
+                {"name": "voice", "modalities": ["functionals"], "seed": 1},
+                {"name": "words", "modalities": ["whisper", "text"], "seed": 2},
+            ],
+            "stage1": stage,
+            "stage2": stage,
+            "meta": {"folds": 2, "epochs": 2, "seeds": [1, 2], "draws": 2},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("run")
+    write_corpora(folder / "data")
+    write_tiny_text_encoder(folder / "text")
+    finished = Run(tiny_recipe(folder / "text"), folder / "data", folder / "cache", folder / "out")
+    calls = finished.again(finished.out)
+    assert ("members, stages 1 and 2", 6, 6) in calls  # two members, on all speakers and without either fold
+    return finished
+
+
+def test_a_run_leaves_a_checkpoint_that_says_how_it_came_about(run: Run) -> None:
+    checkpoint = load_checkpoint(run.out / "checkpoint")
+    assert [member.spec.name for member in checkpoint.members] == ["voice", "words"]
+    assert checkpoint.spec.members == run.recipe.member_specs()
+    assert set(checkpoint.spec.trained_classes) == set(TRAINED)
+    assert checkpoint.spec.trained_attributes == ()
+    assert checkpoint.temperature > 0
+    assert 0 < checkpoint.abstain_below < 1
+    assert checkpoint.training["licence"] == run.recipe.data.licence
+    assert checkpoint.training["contaminated_by"] == []
+    assert checkpoint.training["dropped"] == {
+        "cremad": {"votes without clip": 1},
+        "ravdess": {"class that was not trained": 2},
+    }
+    assert "Never trained, so with probability exactly 0: happy, surprise, fear, contempt" in checkpoint.model_card
+
+
+def test_results_are_of_unseen_speakers_and_have_intervals(run: Run) -> None:
+    page, results = (run.out / "report.html").read_text(), json.loads((run.out / "report.json").read_text())
+    assert "NaN" not in (run.out / "report.json").read_text()
+    assert "<script" not in page
+    assert "http" not in page
+    sets = [f"{name} (unseen speakers)" for name in ("cremad", "cremad, degraded", "ravdess")]
+    own, degraded, other = (results["evaluations"].pop(name) for name in sets)
+    assert results["evaluations"] == {}
+    assert (own["speakers"], other["speakers"], other["clips"]) == (3, 2, 4)
+    assert (degraded["speakers"], degraded["clips"]) == (3, own["clips"])
+    systems = {"majority vote", "soft vote", "single meta-classifier", "member voice", "member words", SOUP}
+    assert systems < set(own["systems"])
+    for score in own["systems"].values():
+        for metric in ("uar", "macro_f1", "accuracy"):
+            assert 0.0 <= score[metric]["low"] <= score[metric]["value"] <= score[metric]["high"] <= 1.0
+    assert set(own["uar_gain_of_soup"]) == set(own["systems"]) - {SOUP}
+    assert np.sum(own["confusion"]) == own["clips"]
+    for system in systems:
+        assert system in page
+
+
+def test_parts_share_no_speaker(run: Run) -> None:
+    prepared = prepare(run.recipe, run.data, run.cache, lambda *call: None)
+    training, test = prepared.training, prepared.test["cremad"]
+    parts = [set(examples.speakers) for examples in (training.train, training.dev, test)]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == len(SPEAKERS)
+    fold_of = {(speaker, fold) for speaker, fold in zip(training.train.speakers, training.folds, strict=True)}
+    assert len(fold_of) == len(set(training.train.speakers))
+    assert set(training.folds) == {0, 1}
+    assert training.trained_classes == TRAINED
+    for examples, votes in ((prepared.test[name], prepared.votes[name]) for name in prepared.test):
+        np.testing.assert_allclose(votes.sum(axis=1), 1.0, atol=1e-5)
+        assert len(votes) == len(examples)
+    rows = [row for row, name in enumerate(test.ids) if "_SAD_" in name]
+    np.testing.assert_allclose(prepared.votes["cremad"][rows][:, CLASSES.index("sad")], 4 / 9, atol=1e-4)
+
+
+def test_degraded_copies_keep_the_words_of_their_recording(run: Run) -> None:
+    training = prepare(run.recipe, run.data, run.cache, lambda *call: None).training
+    clean, degraded = training.copies
+    assert clean.ids == degraded.ids
+    for row in range(len(clean)):
+        np.testing.assert_array_equal(clean.frames["text"][row], degraded.frames["text"][row])
+        assert clean.frames["whisper"][row].tobytes() != degraded.frames["whisper"][row].tobytes()
+    assert training.dev.ids[: len(training.dev) // 2] == training.dev.ids[len(training.dev) // 2 :]
+
+
+def test_a_killed_run_continues_where_it_stopped(run: Run, tmp_path: Path) -> None:
+    """One stage of one member is done again; all else is read, and the results are the same."""
+    killed = Path(shutil.copytree(run.out, tmp_path / "out"))
+    for path in killed.glob("members/words-without-fold-1.stage2.*"):
+        path.unlink()
+    shutil.rmtree(killed / "checkpoint")
+    before = {path: path.stat().st_mtime_ns for path in (*killed.rglob("members/*"), *run.cache.rglob("*.safetensors"))}
+    calls = run.again(killed)
+    assert {what for what, _, _ in calls} == {"members, stages 1 and 2"}  # no features
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert {path.name for path in (killed / "members").iterdir() if path not in before} == {
+        "words-without-fold-1.stage2.json",
+        "words-without-fold-1.stage2.safetensors",
+    }
+    for name in ("report.json", "checkpoint/meta.safetensors", "checkpoint/members/words.safetensors"):
+        assert (killed / name).read_bytes() == (run.out / name).read_bytes()
+
+
+def test_the_checkpoint_becomes_a_bundle_that_scores_alike(run: Run, tmp_path: Path) -> None:
+    write_bundle(run.out / "checkpoint", tmp_path / "bundle")
+    runtime = load_runtime(tmp_path / "bundle", threads=1)
+    test = prepare(run.recipe, run.data, run.cache, lambda *call: None).test["cremad"]
+    items = [{name: rows[row].astype(np.float32) for name, rows in test.frames.items()} for row in range(len(test))]
+    scored = runtime.ensemble.score(items)
+    checkpoint = load_checkpoint(run.out / "checkpoint")
+    with torch.no_grad():
+        expected = checkpoint.ensemble()(*tensors(test.frames, run.recipe.encoder_specs()))[0].numpy()
+    np.testing.assert_allclose([posteriors.probabilities for posteriors in scored], expected, atol=1e-4)
+    untrained = [CLASSES.index(name) for name in CLASSES if name not in TRAINED]
+    assert all(posteriors.probabilities[index] == 0.0 for posteriors in scored for index in untrained)
+    assert all(posteriors.attributes == (None, None, None) for posteriors in scored)
+
+
+def test_a_corpus_that_is_missing_stops_the_run_before_anything_is_written(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match="cremad"):
+        train_ensemble(run.recipe, tmp_path, tmp_path / "cache", tmp_path / "out", 1, lambda *call: None)
+    assert list(tmp_path.iterdir()) == []
