@@ -139,6 +139,8 @@ class Call:
         try:
             scores = await self._services.scorer.score(self.info, utterance)
         except CapacityError:
+            if utterance.final:
+                raise  # a scorer must never refuse finals
             self._count_dropped(1)
             return
         except UpstreamError as error:

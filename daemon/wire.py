@@ -34,7 +34,7 @@ def redis_fields(event: Event) -> dict[str, str]:
 
 
 def _call_fields(event: CallEvent) -> dict[str, str]:
-    totals = {f"total_{name}": str(value) for name, value in totals_message(event.totals).items()}
+    totals = {f"total_{name}": _number(value) for name, value in totals_message(event.totals).items()}
     metadata = {f"meta_{key}": value for key, value in event.info.metadata.items()}
     return {"role": ",".join(event.info.roles), "reason": event.reason} | totals | metadata
 
