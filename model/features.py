@@ -29,6 +29,9 @@ _SILENCE: Final = 1e-12
 _VOICED: Final = 0.5
 """Normalised autocorrelation above which a frame counts as voiced."""
 
+_OCTAVE_COST: Final = 0.02
+"""What a peak must be higher by for every octave that it lies lower: a period fits twice into two periods."""
+
 PROSODY_DIM: Final = 4
 """Pitch (octaves), voicing, loudness and its slope."""
 
@@ -67,17 +70,21 @@ def _frame(audio: Samples, count: int, width: int) -> Samples:
 def _pitch(windows: Samples) -> tuple[Samples, Samples]:
     """Pitch in octaves (0 where unvoiced) and voicing in 0..1 from the normalised autocorrelation.
 
-    Source: Boersma (1993), "Accurate short-term analysis of the fundamental frequency": the window's own
-    autocorrelation is divided out.
+    Source: Boersma (1993), "Accurate short-term analysis of the fundamental frequency": the window's own autocorrelation is
+    divided out, and of peaks as high as each other the one with the shortest period counts.
     """
     shortest = int(SAMPLE_RATE_HZ / _PITCH_HIGHEST_HZ)
     longest = int(SAMPLE_RATE_HZ / _PITCH_LOWEST_HZ)
     centred = (windows - windows.mean(axis=1, keepdims=True)) * np.hanning(_PITCH_WINDOW).astype(np.float32)
     correlation = _autocorrelation(centred)
     normalised = correlation / np.maximum(correlation[:, :1], _SILENCE) / _window_autocorrelation()
-    lags = normalised[:, shortest : longest + 1]
-    best = lags.argmax(axis=1)
-    voicing = np.clip(lags[np.arange(len(lags)), best], 0.0, 1.0)
+    around = normalised[:, shortest - 1 : longest + 2]
+    peaks = around[:, 1:-1]
+    rising = (peaks >= around[:, :-2]) & (peaks >= around[:, 2:])
+    octaves_down = np.log2(np.arange(shortest, longest + 1) / shortest).astype(np.float32)
+    best = np.where(rising, peaks - _OCTAVE_COST * octaves_down, -1.0).argmax(axis=1)
+    rows = np.arange(len(peaks))
+    voicing = np.where(rising[rows, best], np.clip(peaks[rows, best], 0.0, 1.0), 0.0)
     hz = SAMPLE_RATE_HZ / (shortest + best)
     octaves = np.where(voicing >= _VOICED, np.log2(hz / _PITCH_REFERENCE_HZ), 0.0)
     return octaves.astype(np.float32), voicing.astype(np.float32)
@@ -95,13 +102,37 @@ def _window_autocorrelation() -> Samples:
     return own / own[:, :1]
 
 
-def functionals(whisper: Frames, prosody: Frames) -> Frames:
-    """Mean and standard deviation over time of the Whisper and prosody frames, as one frame `float32 [1, 2 (d_w + d_p)]`.
+FUNCTIONALS_STEPS: Final = 3
+"""The whole utterance, its first half, its second half."""
+_SPOKEN: Final = 2
+"""Columns of the prosody frames that functionals read, pitch and voicing: the spread of loudness is the recording's."""
 
-    What changes over an utterance and how much, at a glance: the classic utterance-level functionals of the field.
+
+def functionals(whisper: Frames, prosody: Frames) -> Frames:
+    """Mean and deviation over time of Whisper's frames and of pitch and voicing, `float32 [3, 2 (d_w + 2)]`.
+
+    The classic utterance-level functionals of the field, of the whole utterance and of each half: three steps, because
+    attention over a single one would learn nothing.
     """
-    parts = [part for frames in (whisper, prosody) for part in (frames.mean(axis=0), frames.std(axis=0))]
-    return np.concatenate(parts, dtype=np.float32)[None]
+    steps = [_functional(whisper, prosody)]
+    for half in (slice(None, -(-len(whisper) // 2)), slice(len(whisper) // 2, None)):
+        scale = len(prosody) / len(whisper)
+        begin, end, _ = half.indices(len(whisper))
+        steps.append(
+            _functional(whisper[half], prosody[int(begin * scale) : max(int(begin * scale) + 1, int(end * scale))])
+        )
+    return np.stack(steps)
+
+
+def functionals_dim(whisper_dim: int) -> int:
+    """Width of `functionals` over Whisper frames of `whisper_dim`."""
+    return 2 * (whisper_dim + _SPOKEN)
+
+
+def _functional(whisper: Frames, prosody: Frames) -> Frames:
+    spoken = prosody[:, :_SPOKEN]
+    parts = [part for frames in (whisper, spoken) for part in (frames.mean(axis=0), frames.std(axis=0))]
+    return np.concatenate(parts, dtype=np.float32)
 
 
 def collate(frames: Sequence[Frames], multiple: int) -> tuple[Frames, npt.NDArray[np.bool_]]:

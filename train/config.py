@@ -42,6 +42,13 @@ class TextConfig(_Section):
     any: float = Field(ge=0, le=1)
     words_weight: float = Field(ge=0, le=1)
 
+    @model_validator(mode="after")
+    def _probabilities(self) -> Self:
+        total = self.own + self.none + self.neutral + self.congruent + self.any
+        if abs(total - 1.0) > 1e-6:
+            raise ValueError(f"own, none, neutral, congruent and any are probabilities that sum to 1, got {total:g}")
+        return self
+
 
 class EncoderConfig(_Section):
     """One frozen encoder."""
@@ -128,6 +135,8 @@ class Recipe(_Section):
                 raise ValueError(
                     f"member {member.name!r} reads {sorted(unknown)}: [encoders] has {sorted(self.encoders)}"
                 )
+        if "whisper" not in self.encoders:
+            raise ValueError(f"[encoders] has {sorted(self.encoders)}: `whisper` is needed, it gives frames and words")
         names = [member.name for member in self.members]
         if len(set(names)) != len(names):
             raise ValueError(f"member names must differ, got {names}")

@@ -103,7 +103,11 @@ class Cache:
 
 def encoder_key(encoder: EncoderSpec) -> str:
     """Name of an encoder's cache folder: a hash of all that decides its features except `stack`."""
-    rules = {name: getattr(audio, name) for name in ("PRE_PAD", "POST_PAD", "BUCKET_MARGIN", "MIN_UTTERANCE")}
+    rules = {
+        name: getattr(audio, name)
+        for name in ("PRE_PAD", "POST_PAD", "BUCKET_MARGIN", "MIN_UTTERANCE", "MAX_UTTERANCE")
+    }
+    rules["speech"] = _SPEECH
     description = {**asdict(encoder), "stack": 0, "rules": rules}
     return f"{encoder.name}-{hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:12]}"
 

@@ -63,9 +63,7 @@ def test_interims_lie_at_their_distance_and_restart_with_every_utterance() -> No
     found = utterances(stream(script, INTERIM).feed(ramp(len(script) * VAD_WINDOW)))
     counts = [(u.index, u.interim) for u in found]
     per_utterance = 100 * VAD_WINDOW // INTERIM
-    assert counts == [
-        (index, count) for index in (0, 1) for count in [*range(1, per_utterance + 1), 0]
-    ]
+    assert counts == [(index, count) for index in (0, 1) for count in [*range(1, per_utterance + 1), 0]]
     ends = [u.end for u in found if u.index == 0 and not u.final]
     assert np.diff(ends).min() >= INTERIM
 

@@ -60,7 +60,9 @@ def test_weights_with_another_hash_are_passed_over(package: Path, tmp_path: Path
     right = sha256_of(good / "model.bin")
     encoder = EncoderSpec("whisper", "whisper-ctranslate2", 8, 1, sources, sha256=right)
     assert resolve_encoder(encoder) == good
-    with pytest.raises(SourceError, match=f"has SHA-256 {sha256_of(package / 'model' / 'model.bin')}, expected {right}"):
+    with pytest.raises(
+        SourceError, match=f"has SHA-256 {sha256_of(package / 'model' / 'model.bin')}, expected {right}"
+    ):
         resolve(sources[:1], sha256=right, weights="model.bin")
 
 

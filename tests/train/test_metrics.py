@@ -148,6 +148,12 @@ def test_the_selection_metric_does_not_depend_on_class_frequencies(seed: int) ->
     assert balanced_macro_f1(truth[often], guess[often], 200, seed=1) == pytest.approx(plain, abs=0.03)
 
 
+def test_always_guessing_the_frequent_class_does_not_pay() -> None:
+    truth, guess = np.repeat([0, 1], [90, 10]), np.zeros(100, np.int64)
+    assert balanced_macro_f1(truth, guess, 5, seed=0) == pytest.approx((2 / 3 + 0) / 2)
+    assert macro_f1(truth, guess) > 0.47
+
+
 def test_the_selection_metric_repeats() -> None:
     truth, guess = noisy(5, 150)
     assert balanced_macro_f1(truth, guess, 10, seed=0) == balanced_macro_f1(truth, guess, 10, seed=0)

@@ -156,7 +156,7 @@ def _balanced(recipe: Recipe, data: TrainingSet, copies: Sequence[Examples]) -> 
 
 def _key(recipe: Recipe, job: Job, stage: str) -> str:
     """Names everything that decides a stage's weights."""
-    parts = recipe.model_dump(mode="json", include={"data", "text", "encoders", "stage1", "meta"})
+    parts = recipe.model_dump(mode="json", include={"seed", "data", "text", "encoders", "stage1", "meta"})
     parts["meta"] = parts["meta"]["folds"]
     if stage == "stage2":
         parts["stage2"] = recipe.stage2.model_dump(mode="json")
@@ -172,6 +172,11 @@ def _is_done(path: Path, key: str) -> bool:
 def _save(path: Path, member: DeepSER, history: History, key: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
+    path.with_suffix(".json").unlink(
+        missing_ok=True
+    )  # a kill between the two files must not leave new weights under an old key
     save_file(member.state_dict(), partial)
     partial.replace(path)
-    path.with_suffix(".json").write_text(json.dumps({"key": key, **asdict(history)}, indent=1))
+    notes = path.with_suffix(".json.part")
+    notes.write_text(json.dumps({"key": key, **asdict(history)}, indent=1))
+    notes.replace(path.with_suffix(".json"))
