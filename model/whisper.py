@@ -19,7 +19,16 @@ import numpy.typing as npt
 from faster_whisper import WhisperModel
 from faster_whisper.tokenizer import Tokenizer
 
-from model.audio import SAMPLE_RATE_HZ, WHISPER_HOP, WHISPER_WINDOW, Samples, bucket_length, frame_count, pad_to
+from model.audio import (
+    BUCKET_MARGIN,
+    SAMPLE_RATE_HZ,
+    WHISPER_HOP,
+    WHISPER_WINDOW,
+    Samples,
+    bucket_length,
+    frame_count,
+    pad_to,
+)
 from model.transcript import Transcript
 
 MAX_COMPRESSION_RATIO: Final = 2.4
@@ -68,6 +77,7 @@ class Whisper:
     def __init__(self, path: Path | str, device: str = "cpu", compute_type: str = "int8", threads: int = 0) -> None:
         self._model = WhisperModel(str(path), device=device, compute_type=compute_type, cpu_threads=threads)
         self.multilingual = bool(self._model.model.is_multilingual)
+        self._tokenizers: dict[str, Tokenizer] = {}
 
     def encode(self, audio: Sequence[Samples]) -> EncodedBatch:
         """One encoder pass over utterances that share a bucket (`model.audio.bucket_length`).
@@ -99,7 +109,8 @@ class Whisper:
         Raises:
             ValueError: if the model does not know the language.
         """
-        transcripts = self._decode(batch.storage, batch.audio, language)
+        longest = bucket_length(len(batch.audio[0])) - BUCKET_MARGIN  # of the bucket, not of the neighbours
+        transcripts = self._decode(batch.storage, batch.audio, language, longest)
         return [
             transcript if transcript.trusted else self._transcribe_long(samples, language)
             for transcript, samples in zip(transcripts, batch.audio, strict=True)
@@ -107,7 +118,7 @@ class Whisper:
 
     def _transcribe_long(self, samples: Samples, language: str | None) -> Transcript:
         storage = self._encode_padded([samples], WHISPER_WINDOW)
-        return self._decode(storage, [samples], language)[0]
+        return self._decode(storage, [samples], language, len(samples))[0]
 
     def _encode_padded(self, audio: Sequence[Samples], length: int) -> ctranslate2.StorageView:
         extract = self._model.feature_extractor
@@ -116,11 +127,11 @@ class Whisper:
         return self._model.model.encode(features, to_cpu=True)
 
     def _decode(
-        self, storage: ctranslate2.StorageView, audio: Sequence[Samples], language: str | None
+        self, storage: ctranslate2.StorageView, audio: Sequence[Samples], language: str | None, longest: int
     ) -> list[Transcript]:
         languages = self._languages(storage, len(audio), language)
         tokenizers = [self._tokenizer(code) for code in languages]
-        budget = _TOKENS_EXTRA + round(_TOKENS_PER_S * max(map(len, audio)) / SAMPLE_RATE_HZ)
+        budget = _TOKENS_EXTRA + round(_TOKENS_PER_S * longest / SAMPLE_RATE_HZ)
         results = self._model.model.generate(
             storage,
             [list(tokenizer.sot_sequence) for tokenizer in tokenizers],  # with timestamps: they end the decode in time
@@ -147,7 +158,11 @@ class Whisper:
         return [ranked[0][0].strip("<|>") for ranked in self._model.model.detect_language(storage)]
 
     def _tokenizer(self, language: str) -> Tokenizer:
-        return Tokenizer(self._model.hf_tokenizer, self.multilingual, task="transcribe", language=language)
+        if language not in self._tokenizers:
+            self._tokenizers[language] = Tokenizer(
+                self._model.hf_tokenizer, self.multilingual, task="transcribe", language=language
+            )
+        return self._tokenizers[language]
 
 
 def _transcript(

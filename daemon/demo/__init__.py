@@ -45,7 +45,8 @@ async def run_demo(recording: Path, console: Console, speed: float) -> int:
         config = load_config(None, {"port": 0, "streams": {"embedded_port": 0, "spool_dir": spool}})
         stop = asyncio.Event()
         serving = asyncio.create_task(serve(config, lambda daemon, port: ready.set_result((daemon, port)), stop))
-        await asyncio.wait([serving, asyncio.ensure_future(ready)], return_when=asyncio.FIRST_COMPLETED)
+        waited: set[asyncio.Future[Any]] = {serving, ready}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
             return await serving
         try:
