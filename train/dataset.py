@@ -19,6 +19,8 @@ from train.manifest import Clip, dominant, target
 
 TEXT = "text"
 """Name of the modality whose frames may be exchanged for another sentence's."""
+FUNCTIONALS = "functionals"
+"""Name of the modality that is computed from the frames of others."""
 _LENGTH_POOL = 8
 """Batches that are drawn together and sorted by length: little padding, and still a random order."""
 

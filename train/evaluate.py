@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from model.labels import CLASSES
-from train.dataset import TEXT, Examples
+from train.dataset import FUNCTIONALS, TEXT, Examples
 from train.metrics import (
     Estimate,
     accuracy,
@@ -60,8 +60,8 @@ def pooled(examples: Examples, modalities: Sequence[str]) -> npt.NDArray[np.floa
 
 
 def probe_guesses(train: Examples, test: Examples) -> Guesses:
-    """The linear probe: logistic regression on pooled features of all audio modalities, trained on intended classes."""
-    modalities = [name for name in train.frames if name != TEXT]
+    """The linear probe: logistic regression on the pooled frames of every audio encoder, trained on intended classes."""
+    modalities = [name for name in train.frames if name not in (TEXT, FUNCTIONALS)]
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=_PROBE_STRENGTH, max_iter=500))
     probe.fit(pooled(train, modalities), train.intended)
     return np.asarray(probe.predict(pooled(test, modalities)), np.int64)

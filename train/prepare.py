@@ -12,7 +12,7 @@ from model.spec import EncoderSpec
 from train.config import Recipe
 from train.corpora import read_corpus
 from train.corpora.goemotions import Sentence, read_goemotions
-from train.dataset import TEXT, Examples, HalfFrames, concatenate, examples_of
+from train.dataset import FUNCTIONALS, TEXT, Examples, HalfFrames, concatenate, examples_of
 from train.features import CLEAN, Progress, extract_speech, extract_text
 from train.manifest import Clip, Manifest, Split, speaker_folds, split_speakers
 from train.pairing import TextBank
@@ -88,8 +88,8 @@ def _frames(
     """Features of clips by modality and id; a degraded copy is given the words of the clean one."""
     extracted = extract_speech(clips, encoders, cache, progress, copy)
     frames = dict(extracted.frames)
-    if "functionals" in encoders:
-        frames["functionals"] = {
+    if FUNCTIONALS in encoders:
+        frames[FUNCTIONALS] = {
             clip.id: functionals(
                 frames["whisper"][clip.id].astype(np.float32), frames["prosody"][clip.id].astype(np.float32)
             ).astype(np.float16)

@@ -196,9 +196,12 @@ def _evaluate(recipe: Recipe, prepared: Prepared, trained: _Stacked, corpus: str
     predictions = [predict(member, encoders, test, bias) for member in trained.members]
     outputs = stacked_outputs(predictions)
     posteriors = np.stack([posterior for posterior, _ in predictions], axis=1)
+    copies = prepared.training.copies
+    probes = [probe_guesses(seen, test) for seen in (copies[0], concatenate(copies))]
     posterior = meta_posterior(trained.soup, outputs, bias, trained.temperature)
     systems: dict[str, npt.NDArray[np.int64]] = {
-        "linear probe on pooled features": probe_guesses(prepared.training.train, test),
+        "linear probe": probes[0],
+        "linear probe, degraded copies too": probes[1],
         **{f"member {m.spec.name}": posteriors[:, i].argmax(axis=1) for i, m in enumerate(trained.members)},
         "majority vote": majority_vote(posteriors),
         "soft vote": posteriors.mean(axis=1).argmax(axis=1),
@@ -230,6 +233,8 @@ def _words(
         return []
     test = prepared.test[recipe.data.corpus]
     flat = test.subset(np.flatnonzero(test.targets[:, CLASSES.index("neutral")] > 0.9))
+    if not len(flat):
+        return []
     frames = extract_text({text: text for text in _EXAMPLES}, encoders[TEXT], cache, progress)
     bias = class_bias(prepared.training.trained_classes)
     rows = []
