@@ -15,7 +15,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from threadpoolctl import threadpool_limits
@@ -36,6 +36,7 @@ from daemon.transports.websocket import StreamRules, StreamServer
 _log = logging.getLogger(__name__)
 
 _WEB = os.path.join(os.path.dirname(__file__), "web")
+_DEMO_CALL = os.path.join(os.path.dirname(__file__), "demo", "call.flac")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +143,16 @@ def _app(streams: StreamServer, sink: Sink, metrics: Metrics, bundle_id: str) ->
     async def metrics_page(_: Request) -> Response:
         return Response(metrics.page(), media_type="text/plain; version=0.0.4")
 
+    async def demo_call(_: Request) -> Response:
+        return FileResponse(_DEMO_CALL, media_type="audio/flac")
+
     return Starlette(
         routes=[
             WebSocketRoute("/v1/stream", streams.__call__),  # Starlette takes a callable object for a whole ASGI app
             Route("/health", health),
             Route("/ready", ready),
             Route("/metrics", metrics_page),
+            Route("/demo/call.flac", demo_call),
             Mount("/", StaticFiles(directory=_WEB, html=True)),
         ]
     )

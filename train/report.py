@@ -22,6 +22,15 @@ def estimate(value: dict[str, float] | None) -> str:
     return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
+def verdict(evaluation: dict[str, Any]) -> str:
+    """Plainly, whether the soup is better than each other system: only an interval that leaves out 0 decides."""
+    better, worse, even = [], [], []
+    for system, gain in evaluation["uar_gain_of_soup"].items():
+        (better if gain["low"] > 0 else worse if gain["high"] < 0 else even).append(system)
+    groups = (("better than", better), ("worse than", worse), ("not distinguishable from", even))
+    return "The soup is " + "; ".join(f"{words} {', '.join(names)}" for words, names in groups if names) + "."
+
+
 def write_report(folder: Path, results: dict[str, Any]) -> Path:
     """Writes `report.json` and `report.html` and returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,6 +59,7 @@ def _section(name: str, evaluation: dict[str, Any]) -> str:
         f"<h2>{html.escape(name)}</h2><p>{evaluation['clips']} clips of {evaluation['speakers']} speakers that no stage "
         f"saw; 95 % intervals by bootstrap over speakers.</p><table><caption>Systems</caption><tr><th>system<th>UAR"
         f"<th>macro-F1<th>accuracy<th>UAR against votes<th>UAR gain of the soup</tr>{rows}</table>"
+        f"<p>{html.escape(verdict(evaluation))}</p>"
         f"<table><caption>F1 per class, soup</caption>{bars}</table>{_confusion(evaluation['confusion'])}"
         f"<p>Soft cross-entropy to the votes {evaluation['soft_cross_entropy']:.3f} nats, Jensen-Shannon distance "
         f"{evaluation['jensen_shannon']:.3f}, ECE {evaluation['ece_intended']:.3f}.</p>"
@@ -91,6 +101,7 @@ def model_card(results: dict[str, Any]) -> str:
                 f"| {system} | {estimate(score['uar'])} | {estimate(score['macro_f1'])} "
                 f"| {estimate(score['voted_uar'])} | {gain} |"
             )
+        lines += ["", verdict(evaluation)]
         f1 = ", ".join(f"{label} {value:.2f}" for label, value in evaluation["class_f1"].items())
         lines += [
             "",

@@ -6,7 +6,7 @@
  * A run that fails anywhere goes to idle at once, says why, and offers to be repeated.
  */
 
-import { ServerAway, SourceError, openFile, openMicrophone } from "./sources.js";
+import { ServerAway, SourceError, openDemo, openFile, openMicrophone } from "./sources.js";
 import { EmotionStream } from "./stream.js";
 import { Lane, Notices, SessionList, byId } from "./view.js";
 import { announcement, awayWords, closeWords, shortClock, totals } from "./words.js";
@@ -86,7 +86,7 @@ class Run {
     byId("toggle").textContent = this.over ? "Start" : "Stop";
     // Not `disabled`: that would throw the keyboard's focus off the button.
     byId("toggle").setAttribute("aria-disabled", String(state === "finishing"));
-    byId("play").disabled = !this.over;
+    byId("play").disabled = byId("demo").disabled = !this.over;
     byId("reconnect").hidden = state !== "failed";
   }
 
@@ -216,6 +216,7 @@ function play(file) {
 
 byId("toggle").addEventListener("click", () => (!run || run.over ? begin(openMicrophone) : run.finish()));
 byId("reconnect").addEventListener("click", () => begin(run.open));
+byId("demo").addEventListener("click", () => begin(openDemo));
 byId("play").addEventListener("click", () => byId("file").click());
 byId("file").addEventListener("change", ({ target }) => {
   play(target.files[0]);

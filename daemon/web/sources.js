@@ -115,6 +115,13 @@ export async function openMicrophone() {
   return source;
 }
 
+/** The two-party call that ships with the daemon. */
+export async function openDemo() {
+  const answer = await fetch("demo/call.flac").catch(() => undefined);
+  if (!answer?.ok) throw new SourceError("The demo call could not be loaded from the server.");
+  return openFile(new File([await answer.blob()], "call.flac"));
+}
+
 /**
  * Decodes a file, to be heard and streamed as fast as it was spoken.
  * @param {File} file
