@@ -20,6 +20,8 @@ from train.run import train_ensemble
 
 app = typer.Typer(help="Train a MEDUSA ensemble.", no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console(stderr=True)
+results = Console()
+"""Standard output: what a command was asked for. Everything else is told on standard error."""
 
 RecipeOption = Annotated[Path, typer.Option("--config", help="Recipe file.", exists=True, dir_okay=False)]
 DataOption = Annotated[Path, typer.Option("--data", help="Folder with a sub-folder per corpus.", file_okay=False)]
@@ -96,10 +98,10 @@ def report(out: OutOption) -> None:
     if not path.is_file():
         raise _refusal(f"{path} does not exist: finish a run first (medusa-train run --out {out})")
     for name, evaluation in json.loads(path.read_text())["evaluations"].items():
-        console.print(name, style="bold", markup=False)
+        results.print(name, style="bold", markup=False)
         for system, score in evaluation["systems"].items():
             uar = score["uar"]
-            console.print(f"  {system:32} UAR {uar['value']:.3f} [{uar['low']:.3f}, {uar['high']:.3f}]", markup=False)
+            results.print(f"  {system:32} UAR {uar['value']:.3f} [{uar['low']:.3f}, {uar['high']:.3f}]", markup=False)
 
 
 @contextmanager

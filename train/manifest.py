@@ -4,14 +4,14 @@ A manifest says what the annotators said; what the model is trained towards (`ta
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from model.labels import CLASS_INDEX, CLASSES
+from model.labels import CLASS_INDEX
 from train.errors import LeakageError
 
 
@@ -128,12 +128,6 @@ def assert_disjoint(parts: dict[str, Manifest]) -> None:
             shared = sorted(set(parts[first].speakers) & set(parts[second].speakers))
             if shared:
                 raise LeakageError(f"{first} and {second} share the speakers {shared[:5]}: split by speaker")
-
-
-def majority_class(targets: Sequence[npt.NDArray[np.floating]]) -> list[str | None]:
-    """Name of each target's dominant class, None without consensus."""
-    indices = [dominant(values) for values in targets]
-    return [None if index is None else CLASSES[index] for index in indices]
 
 
 def _rank(speaker: str, seed: int) -> str:

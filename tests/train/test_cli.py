@@ -81,5 +81,5 @@ def test_a_report_lists_the_systems(tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text(json.dumps(results), encoding="utf-8")
     result = invoke("report", "--out", tmp_path)
     assert result.exit_code == 0
-    assert "cremad [unseen]" in result.stderr
-    assert "soft vote                        UAR 0.500 [0.400, 0.625]" in result.stderr
+    assert "cremad [unseen]" in result.stdout
+    assert "soft vote                        UAR 0.500 [0.400, 0.625]" in result.stdout
