@@ -1,5 +1,6 @@
 """Configuration: a TOML file, then `MEDUSA_*` environment variables, then flags; later ones win. All mistakes at once."""
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Any, Final, Self
@@ -127,7 +128,7 @@ def load_config(path: Path | None, flags: dict[str, Any]) -> Config:
     given = {name: value for name, value in flags.items() if value is not None}
     try:
         from_file = tomllib.loads(path.read_text(encoding="utf-8")) if path else {}
-        environment = EnvSettingsSource(Config)()  # unchecked: its mistakes are told together with the others
+        environment = _environment()
         return Config(**_merge(_merge(from_file, environment), given))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
@@ -138,6 +139,14 @@ def load_config(path: Path | None, flags: dict[str, Any]) -> Config:
         raise ConfigError(f"the configuration has {error.error_count()} mistakes:\n" + "\n".join(lines)) from error
     except SettingsError as error:
         raise ConfigError(f"the environment: {error} (JSON expected): {error.__cause__}") from error
+
+
+def _environment() -> dict[str, Any]:
+    """What `MEDUSA_*` says, unchecked: its mistakes are told together with the others, names that mean nothing too."""
+    prefix, delimiter = "MEDUSA_", "__"
+    names = [name.removeprefix(prefix).lower() for name in os.environ if name.startswith(prefix)]
+    unknown = {name: "set in the environment" for name in names if name.split(delimiter)[0] not in Config.model_fields}
+    return EnvSettingsSource(Config)() | unknown
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -112,3 +112,9 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_a_file_that_is_no_text(file: Path) -> None:
     file.write_bytes(b"\xff\xfe\x00")
     assert str(file) in mistakes(file)
+
+
+def test_a_variable_that_means_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDUSA_REDDIS", "redis://somewhere")
+    with pytest.raises(ConfigError, match="reddis: Extra inputs are not permitted"):
+        load_config(None, {})
