@@ -109,6 +109,8 @@ class MetaConfig(_Section):
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     seeds: tuple[int, ...] = Field(min_length=1)
+    class_weight: float = Field(default=0.0, ge=0)
+    """Exponent of the class weights N / (|C| f_c): 0 weighs all alike, 1 gives every class the same mass of soft targets."""
     draws: int = Field(default=1, ge=1)
     """How often the stacking set draws every clip, each time with a random copy and a random text."""
 

@@ -53,12 +53,12 @@ def multitask_loss(
     return CROSS_ENTROPY_WEIGHT * cross_entropy + ATTRIBUTE_WEIGHT * mean_error
 
 
-def class_weights(targets: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> Tensor:
-    """alpha_c = sqrt(N / (|C| f_c)) from soft counts f_c of `targets [N, C]`; 1 for a class that never occurs."""
+def class_weights(targets: np.ndarray[tuple[int, int], np.dtype[np.float32]], exponent: float = 0.5) -> Tensor:
+    """alpha_c = (N / (|C| f_c))^exponent from soft counts f_c of `targets [N, C]`; 1 for a class that never occurs."""
     counts = targets.sum(axis=0)
     present = counts > 0
     weights = np.ones(len(counts), np.float32)
-    weights[present] = np.sqrt(len(targets) / (present.sum() * counts[present]))
+    weights[present] = (len(targets) / (present.sum() * counts[present])) ** exponent
     return torch.from_numpy(weights)
 
 

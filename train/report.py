@@ -24,7 +24,9 @@ def estimate(value: dict[str, float] | None) -> str:
 
 def verdict(evaluation: dict[str, Any]) -> str:
     """Plainly, whether the soup is better than each other system: only an interval that leaves out 0 decides."""
-    better, worse, even = [], [], []
+    better: list[str] = []
+    worse: list[str] = []
+    even: list[str] = []
     for system, gain in evaluation["uar_gain_of_soup"].items():
         (better if gain["low"] > 0 else worse if gain["high"] < 0 else even).append(system)
     groups = (("better than", better), ("worse than", worse), ("not distinguishable from", even))

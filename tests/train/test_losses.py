@@ -70,6 +70,15 @@ def test_equally_frequent_classes_weigh_one() -> None:
     torch.testing.assert_close(class_weights(np.eye(8, dtype=np.float32)), ONES)
 
 
+def test_class_weights_of_exponent_one_give_every_class_the_same_mass() -> None:
+    targets = np.zeros((6, 8), np.float32)
+    targets[:, 7] = 0.5  # raters hear neutral in every clip
+    targets[np.arange(6), [0, 0, 0, 1, 1, 4]] = 0.5
+    mass = torch.from_numpy(targets).sum(dim=0) * class_weights(targets, 1.0)
+    assert mass[[0, 1, 4, 7]].tolist() == pytest.approx([1.5] * 4)
+    assert torch.equal(class_weights(targets, 0.0), ONES)
+
+
 def test_class_weights_scale_each_class_own_term() -> None:
     logits, labels = torch.randn(BATCH, 8), random_labels()
     parts = [

@@ -10,18 +10,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.labels import CLASSES
 from model.network.metaclassifier import MetaClassifier, meta_input
 from train.config import MetaConfig
 from train.dataset import Examples, balanced_subset
 from train.loop import class_bias
-from train.losses import Labels, multitask_loss
+from train.losses import Labels, class_weights, multitask_loss
 
 
 def train_meta(
     outputs: Tensor, examples: Examples, trained_classes: tuple[str, ...], config: MetaConfig, seed: int
 ) -> MetaClassifier:
     """One run of stage 3: balanced sampling as in stage 2, no mixup.
+
+    Classes are weighted as in stage 1 where the recipe says so: clips of every class carry votes for neutral, so a set
+    that is balanced by dominant class is not balanced by votes, and a meta-classifier trained on it leans to neutral.
 
     Args:
         outputs: out-of-fold member outputs as `meta_input` gives them, `[N, 11 M]`.
@@ -34,7 +36,7 @@ def train_meta(
     rng = np.random.default_rng(seed)
     meta = MetaClassifier(outputs.shape[1] // 11)
     optimizer = torch.optim.AdamW(meta.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    bias, weights = class_bias(trained_classes), torch.ones(len(CLASSES))
+    bias, weights = class_bias(trained_classes), class_weights(examples.targets, config.class_weight)
     labels, classes = _labels(examples), examples.dominant
     for _ in range(config.epochs):
         subset = balanced_subset(classes, rng)
