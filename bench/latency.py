@@ -2,7 +2,7 @@
 
     python -m bench.latency --seconds 120
 
-end of speech   the last sample of the last speech window leaves the client
+end of speech   the last sample of the last speech window is spoken; a message leaves once its last sample is spoken
 endpoint wait   silence that must pass before the utterance counts as ended (`endpoint_silence_ms`), in audio time
 work            queue, Whisper, other encoders, ensemble
 rest            the network, decoding, speech detection, Redis
@@ -21,6 +21,8 @@ from daemon.demo import OWN_CALL
 from daemon.events import read_events
 from model.audio import POST_PAD, SAMPLE_RATE_HZ, Samples, ms_from_samples
 from model.recording import read_recording
+
+_CHUNK_MS = 40
 
 
 def _speech(seconds: float) -> Samples:
@@ -51,7 +53,7 @@ async def _measure(daemon: UnderTest, seconds: float, interim_ms: int) -> None:
 
     reading = asyncio.create_task(read())
     endpoint: dict[str, dict[str, float]] = {}
-    chunks = _timed(paced(_speech(seconds)), begun)
+    chunks = _timed(paced(_speech(seconds), chunk_ms=_CHUNK_MS), begun)
     async for message in stream(daemon.url, chunks, sample_rate=SAMPLE_RATE_HZ, interim_ms=interim_ms):
         if message["type"] == "emotion" and message["final"]:
             endpoint[message["event_id"]] = message["latency_ms"]
@@ -59,7 +61,7 @@ async def _measure(daemon: UnderTest, seconds: float, interim_ms: int) -> None:
     rows = []
     for when, fields in arrived:
         spoken = float(fields["end_ms"]) - ms_from_samples(POST_PAD)
-        total = (when - begun.result()) * 1000 - spoken
+        total = (when - begun.result()) * 1000 + _CHUNK_MS - spoken
         latency = endpoint[fields["event_id"]]
         wait = latency["endpoint"] + ms_from_samples(POST_PAD)
         length = float(fields["end_ms"]) - float(fields["start_ms"])
