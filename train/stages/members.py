@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from model.labels import CLASSES
 from model.network.deepser import DeepSER
 from model.spec import EncoderSpec, MemberSpec
+from train.augment import DEGRADATION
 from train.config import Recipe
 from train.dataset import Examples, balanced_subset, concatenate, mix_copies
 from train.loop import EpochSource, History, StageData, class_bias, predict, train_stage
@@ -158,6 +159,7 @@ def _key(recipe: Recipe, job: Job, stage: str) -> str:
     """Names everything that decides a stage's weights."""
     parts = recipe.model_dump(mode="json", include={"seed", "data", "text", "encoders", "stage1", "meta"})
     parts["meta"] = parts["meta"]["folds"]
+    parts["degradation"] = DEGRADATION
     if stage == "stage2":
         parts["stage2"] = recipe.stage2.model_dump(mode="json")
     parts["job"] = {"member": asdict(job.member), "fold": job.fold}
