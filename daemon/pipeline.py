@@ -79,11 +79,13 @@ class Call:
     async def close(self) -> None:
         """Ends the stream: cuts what is open; `run` returns once it is scored."""
         loop = asyncio.get_running_loop()
-        outputs = await loop.run_in_executor(self._services.compute, self._session.close)
-        await self._accept(outputs)
-        async with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        try:
+            outputs = await loop.run_in_executor(self._services.compute, self._session.close)
+            await self._accept(outputs)
+        finally:
+            async with self._changed:  # else `run` would wait for ever for what cannot come
+                self._closed = True
+                self._changed.notify_all()
 
     async def run(self) -> None:
         """Scores and publishes until the stream is closed and everything accepted is done."""

@@ -128,7 +128,7 @@ def extract_speech(
     whisper_spec, prosody_spec = encoders["whisper"], encoders.get("prosody")
     suffix = "" if copy == CLEAN else f"-degraded-{DEGRADATION}-{copy}"
     whisper_cache = Cache(cache / (encoder_key(whisper_spec) + suffix))
-    text_cache = Cache(cache / f"{encoder_key(whisper_spec)}-words") if copy == CLEAN else None
+    text_cache = Cache(cache / f"{encoder_key(whisper_spec)}-trusted-words") if copy == CLEAN else None
     prosody_cache = Cache(cache / (encoder_key(prosody_spec) + suffix)) if prosody_spec else None
     names = {clip.id: sha256_of(clip.audio) for clip in clips}
     caches = [kept for kept in (whisper_cache, text_cache, prosody_cache) if kept is not None]
@@ -186,7 +186,8 @@ def _whisper_pass(
             frames |= {name: rows.astype(np.float16) for name, rows in zip(part, encoded.frames, strict=True)}
             transcripts = whisper.transcribe(encoded) if transcribe else []
             for name, transcript in zip(part, transcripts, strict=transcribe):
-                words[name] = np.frombuffer(transcript.text.encode() or b"\0", np.uint8)
+                believed = transcript.text if transcript.trusted else ""  # as the daemon does
+                words[name] = np.frombuffer(believed.encode() or b"\0", np.uint8)
     return frames, words
 
 

@@ -146,6 +146,7 @@ class Journal:
         """Frees the file and the directory; the lines stay."""
         os.close(self._file)
         os.close(self._lock)
+        self._file = self._lock = -1  # the numbers may soon be another file's
 
     def _raw(self, place: Place) -> bytes:
         return os.pread(self._file, place.length, place.offset)

@@ -166,7 +166,7 @@ class RedisSink:
         """Accepts an event; never blocks."""
         kept = self._spool.append(redis_fields(event), interim=event.type == "emotion.interim")
         if self._keeping and not kept:
-            _log.error("the spool is full: event %s is lost, more may follow", event.event_id)
+            _log.error("the spool takes no more: event %s is lost, more may follow", event.event_id)
         self._keeping = kept
         self._empty.clear()
         self._arrived.set()

@@ -74,6 +74,7 @@ class Spool:
         self._slots: OrderedDict[int, _Slot] = OrderedDict()
         self._interims: deque[int] = deque()
         self._gap_of: dict[str, int] = {}
+        self._closed = False
         self._next = 0
         self._pinned = -1
         self._gaps = 0
@@ -95,7 +96,9 @@ class Spool:
         return self._disk_problem
 
     def append(self, fields: Fields, *, interim: bool) -> bool:
-        """Takes an entry; False if there was no room for it (rule 2)."""
+        """Takes an entry; False if there was no room for it (rule 2), or the spool is closed."""
+        if self._closed:
+            return False
         number = self._next
         self._next += 1
         if self._kept >= self._limit and not self._drop_oldest_interim():
@@ -145,6 +148,7 @@ class Spool:
         """
         lost = sum(not self._file(number, slot) for number, slot in self._slots.items() if slot.place is None)
         self._journal.close()
+        self._closed = True
         if lost:
             raise UpstreamError(f"{lost} events could not be written to {self._journal.path}: {self._disk_problem}")
 

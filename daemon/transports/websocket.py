@@ -16,7 +16,7 @@ import contextlib
 import logging
 import uuid
 from collections.abc import MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
@@ -87,6 +87,14 @@ class _Ending:
     error: PeerError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Stopping:
+    """How far the process is on its way down: first streams are finished, then what is not finished is given up."""
+
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+    giving_up: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class StreamServer:
     """All WebSocket streams of the process."""
 
@@ -97,19 +105,26 @@ class StreamServer:
         self._open = 0
         self._all_closed = asyncio.Event()
         self._all_closed.set()
-        self._draining = asyncio.Event()
+        self._stopping = _Stopping()
 
     @property
     def draining(self) -> bool:
         """Whether new streams are refused and open ones are being finished."""
-        return self._draining.is_set()
+        return self._stopping.draining.is_set()
 
     async def drain(self, timeout_s: float) -> int:
-        """Ends every stream at its next message boundary, finished properly; returns how many were still open."""
-        self._draining.set()
+        """Ends every stream at its next message boundary, finished properly; returns how many were not in time.
+
+        Those are given up: what they still had to score is counted in their `call.failed`, never left out in silence.
+        """
+        self._stopping.draining.set()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._all_closed.wait(), timeout_s)
-        return self._open
+        late = self._open
+        self._stopping.giving_up.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._all_closed.wait(), 3 * _WRITE_GRACE_S)
+        return late
 
     async def __call__(self, websocket: WebSocket) -> None:
         """Serves one connection."""
@@ -145,7 +160,7 @@ class StreamServer:
         except (WebSocketDisconnect, TimeoutError):
             await _close_quietly(websocket, CLOSE_POLICY)
             return
-        await _Connection(websocket, self._rules, self._services, self._draining, self._metrics, info).serve(
+        await _Connection(websocket, self._rules, self._services, self._stopping, self._metrics, info).serve(
             request, decoder
         )
 
@@ -187,14 +202,14 @@ class _Connection:
         websocket: WebSocket,
         rules: StreamRules,
         services: Services,
-        draining: asyncio.Event,
+        stopping: _Stopping,
         metrics: Metrics,
         info: CallInfo,
     ) -> None:
         self._websocket = websocket
         self._rules = rules
         self._services = services
-        self._draining = draining
+        self._stopping = stopping
         self._metrics = metrics
         self._info = info
         self._outbox: Channel[wire.Message] = Channel(rules.outbox, Overflow.REJECT)
@@ -211,6 +226,7 @@ class _Connection:
         self._notify(wire.session_created(self._info, self._rules.trained_classes, self._rules.trained_attributes))
         writer = asyncio.create_task(self._write(), name="writer")
         scoring = asyncio.create_task(call.run(), name="scoring")
+        giving_up = asyncio.create_task(self._give_up(scoring), name="giving up")
         ending = _Ending("server_error", CLOSE_INTERNAL)
         try:
             ending = await self._read(call, decoder, writer, scoring)
@@ -220,12 +236,17 @@ class _Connection:
             ending = _Ending(error.code, error.close_code, error)
         finally:
             await asyncio.shield(self._finish(call, scoring, writer, ending))
+            giving_up.cancel()
+
+    async def _give_up(self, scoring: "asyncio.Task[None]") -> None:
+        await self._stopping.giving_up.wait()
+        scoring.cancel()
 
     async def _read(
         self, call: Call, decoder: AudioDecoder, writer: "asyncio.Task[None]", scoring: "asyncio.Task[None]"
     ) -> _Ending:
         """Reads until something ends the stream, and says what."""
-        draining = asyncio.create_task(self._draining.wait())
+        draining = asyncio.create_task(self._stopping.draining.wait())
         try:
             while True:
                 receiving = asyncio.create_task(self._websocket.receive())
@@ -241,6 +262,8 @@ class _Connection:
                     return self._disconnected(message.get("code"))
                 if (ending := await self._handle(message, call, decoder)) is not None:
                     return ending
+                if len(done) > 1:  # a client faster than we read must not hide what else happened
+                    return self._silent_end(done, draining, writer)
         finally:
             await _cancel(draining)
 
@@ -296,15 +319,19 @@ class _Connection:
         self, call: Call, scoring: "asyncio.Task[None]", writer: "asyncio.Task[None]", ending: _Ending
     ) -> None:
         """Scores what was accepted, publishes the end, says goodbye."""
-        try:
-            closing = asyncio.create_task(call.close())
-            await asyncio.wait({closing, scoring}, return_when=asyncio.FIRST_COMPLETED)
-            if scoring.done() and not closing.done():
-                await _cancel(closing)
-            await scoring
-        except UpstreamError as error:
-            self._log.error("a model failed: %s", error)  # the trace is the model's, not ours
-            ending = _Ending("model_failed", CLOSE_INTERNAL)
+        closing = asyncio.create_task(call.close())
+        await asyncio.wait({closing, scoring}, return_when=asyncio.FIRST_COMPLETED)
+        if scoring.done() and not closing.done():
+            await _cancel(closing)
+        await asyncio.wait({scoring})
+        if scoring.cancelled():
+            self._log.error("gave up with %d of %d utterances scored", call.totals.finals, call.totals.utterances)
+            ending = _Ending("going_away", CLOSE_INTERNAL)
+        elif (problem := _problem(scoring) or _problem(closing)) is not None:
+            # A model's trace is its own; any other failure is ours, and its trace is wanted.
+            ours = None if isinstance(problem, UpstreamError) else problem
+            self._log.error("the stream failed: %s", problem, exc_info=ours)
+            ending = _Ending("model_failed" if ours is None else "server_error", CLOSE_INTERNAL)
         if ending.error is not None:
             self._metrics.peer_errors.labels(ending.error.code).inc()
             self._notify(wire.error(ending.error.code, ending.error.message))
@@ -327,6 +354,11 @@ class _Connection:
                 message = await self._outbox.get()
                 await self._websocket.send_json(message | {"seq": seq})
                 seq += 1
+
+
+def _problem(task: "asyncio.Task[None]") -> BaseException | None:
+    """What a task that is done failed with."""
+    return None if task.cancelled() else task.exception()
 
 
 async def _cancel(task: "asyncio.Task[object] | asyncio.Task[None]") -> None:

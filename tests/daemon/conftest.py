@@ -48,7 +48,7 @@ class Served:
     async def stream(self, chunks: Iterable[bytes] | AsyncIterable[bytes], **parameters: Any) -> list[Message]:
         """Every message of a stream made of `chunks`, through our own client."""
         async with asyncio.timeout(_WITHIN_S):
-            return [message async for message in stream(self.url, _each(chunks), **parameters)]
+            return [message async for message in stream(self.url, each(chunks), **parameters)]
 
     async def get(self, path: str) -> tuple[int, str]:
         """Status and body of a page."""
@@ -73,7 +73,7 @@ async def events_of(redis_url: str, call: str) -> list[dict[str, str]]:
     return events
 
 
-async def _each(chunks: Iterable[bytes] | AsyncIterable[bytes]) -> AsyncIterator[bytes]:
+async def each(chunks: Iterable[bytes] | AsyncIterable[bytes]) -> AsyncIterator[bytes]:
     if isinstance(chunks, AsyncIterable):
         async for chunk in chunks:
             yield chunk

@@ -18,9 +18,11 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
+from daemon.client import stream
 from daemon.config import DEFAULT_BUNDLE
 from daemon.embedded import EmbeddedRedis
-from tests.daemon.conftest import ASSETS, events_of, finals, linear16_of, of_type, pieces, serving
+from model.audio import SAMPLE_RATE_HZ
+from tests.daemon.conftest import ASSETS, CALL, Message, each, events_of, finals, linear16_of, of_type, pieces, serving
 from tests.waiting import until
 
 TWO = ASSETS / "two_sentences.flac"
@@ -36,12 +38,12 @@ def free_port() -> int:
         return port
 
 
-async def program(folder: Path, *arguments: str) -> Process:
+async def program(folder: Path, *arguments: str, env: dict[str, str] = ENVIRONMENT) -> Process:
     """`python -m daemon` with arguments, in a folder of its own (its spool lies there)."""
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "daemon", *arguments),
         cwd=folder,
-        env=ENVIRONMENT,
+        env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
@@ -55,9 +57,11 @@ async def outcome(process: Process) -> tuple[int | None, str]:
 
 
 @asynccontextmanager
-async def serve_program(folder: Path, *arguments: str) -> AsyncIterator[tuple[Process, str]]:
+async def serve_program(
+    folder: Path, *arguments: str, env: dict[str, str] = ENVIRONMENT
+) -> AsyncIterator[tuple[Process, str]]:
     """`python -m daemon serve`, and the URL of its streams as it prints it."""
-    process = await program(folder, "serve", "--port", "0", *arguments)
+    process = await program(folder, "serve", "--port", "0", *arguments, env=env)
     try:
         assert process.stdout is not None
         async with asyncio.timeout(WITHIN_S):
@@ -182,3 +186,51 @@ async def test_a_port_in_use_is_a_clear_error(tmp_path: Path) -> None:
     assert (status, "Traceback" in said) == (2, False), said
     assert f"port {port}" in said
     assert "in use" in said
+
+
+async def test_a_client_faster_than_we_read_does_not_hold_up_the_end(tmp_path: Path) -> None:
+    """Its next message is always there already: what else happens must be looked at all the same."""
+    half_an_hour = pieces(bytes(2 * SAMPLE_RATE_HZ * 1800), 1 << 16)
+    opened = asyncio.Event()
+    messages: list[Message] = []
+
+    async def flood(url: str) -> None:
+        async for message in stream(url, each(half_an_hour), sample_rate=SAMPLE_RATE_HZ, call_id="flood"):
+            messages.append(message)
+            opened.set()
+
+    async with serving(tmp_path, drain_timeout_s=5.0) as served:
+        flooding = asyncio.create_task(flood(served.url))
+        await asyncio.wait_for(opened.wait(), 20)
+    await flooding
+    assert messages[-1]["type"] == "session.closed"
+    assert messages[-1]["reason"] == "going_away"
+    assert messages[-1]["totals"]["received_ms"] < 1_800_000
+
+
+async def test_what_is_given_up_is_counted(tmp_path: Path) -> None:
+    """More speech than can be scored in time: the call fails, its totals say what is missing, nothing hangs."""
+    hurry = {**ENVIRONMENT, "MEDUSA_DRAIN_TIMEOUT_S": "0.05"}
+    async with (
+        EmbeddedRedis.start() as redis,
+        serve_program(tmp_path, "--redis", redis.url, env=hurry) as (process, url),
+    ):
+        speech = pieces(linear16_of(CALL) * 10, 1 << 16)
+        first = asyncio.Event()
+
+        async def flood() -> None:
+            async for message in stream(url, each(speech), sample_rate=SAMPLE_RATE_HZ, channels=2, call_id="late"):
+                if message["type"] == "emotion":
+                    first.set()
+
+        flooding = asyncio.create_task(flood())
+        await asyncio.wait_for(first.wait(), WITHIN_S)
+        process.send_signal(signal.SIGTERM)
+        status, said = await outcome(process)
+        await asyncio.wait({flooding})
+        flooding.exception()
+        events = await events_of(redis.url, "late")
+    assert (status, "Traceback" in said) == (1, False), said
+    assert (events[-1]["type"], events[-1]["reason"]) == ("call.failed", "going_away")
+    results = [fields for fields in events if fields["type"] == "emotion"]
+    assert int(events[-1]["total_finals"]) == len(results) < int(events[-1]["total_utterances"])

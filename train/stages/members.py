@@ -17,6 +17,7 @@ from model.spec import EncoderSpec, MemberSpec
 from train.augment import DEGRADATION
 from train.config import Recipe
 from train.dataset import Examples, balanced_subset, concatenate, mix_copies
+from train.features import encoder_key
 from train.loop import EpochSource, History, StageData, class_bias, predict, train_stage
 from train.losses import class_weights
 from train.pairing import Pairing, TextBank
@@ -160,6 +161,7 @@ def _key(recipe: Recipe, job: Job, stage: str) -> str:
     parts = recipe.model_dump(mode="json", include={"seed", "data", "text", "encoders", "stage1", "meta"})
     parts["meta"] = parts["meta"]["folds"]
     parts["degradation"] = DEGRADATION
+    parts["features"] = [encoder_key(encoder) for encoder in recipe.encoder_specs().values()]
     if stage == "stage2":
         parts["stage2"] = recipe.stage2.model_dump(mode="json")
     parts["job"] = {"member": asdict(job.member), "fold": job.fold}
