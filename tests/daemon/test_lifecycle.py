@@ -27,7 +27,8 @@ from tests.waiting import until
 
 TWO = ASSETS / "two_sentences.flac"
 WITHIN_S = 60.0
-ENVIRONMENT = {**os.environ, "COLUMNS": "80", "PYTHONPATH": str(Path(__file__).parents[2])}
+ENVIRONMENT = {**os.environ, "COLUMNS": "80", "PYTHONPATH": str(Path(__file__).parents[2]), "MEDUSA_PORT": "0"}
+"""Port 0: another daemon may have the default one."""
 
 
 def free_port() -> int:
