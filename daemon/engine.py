@@ -21,7 +21,8 @@ from daemon.errors import ConfigError
 from daemon.messages import CallInfo, Latency, Scores, Utterance
 from model.audio import MIN_UTTERANCE, bucket_length, ms_from_samples
 from model.bundle import Bundle, BundleError
-from model.runtime import ProviderError, load_runtime
+from model.onnx_session import CPU, CUDA, ProviderError, has_cuda
+from model.runtime import Runtime, load_runtime
 from model.sources import SourceError, resolve, sha256_of
 from model.spec import EncoderSpec
 from model.whisper import Whisper
@@ -64,11 +65,9 @@ def load_models(folder: Path, settings: EngineSettings) -> Models:
         ConfigError: if the bundle is damaged, weights are missing or others, or the device is not there.
     """
     try:
-        runtime = load_runtime(folder, settings.threads)
-        encoders = {encoder.kind: encoder for encoder in runtime.bundle.spec.encoders}
-        if "whisper-ctranslate2" not in encoders:
-            raise ConfigError(f"the bundle {runtime.bundle.id} has no Whisper encoder; this daemon needs one")
-        whisper = _load_whisper(encoders["whisper-ctranslate2"], settings)
+        device = pick_device(settings.device)
+        runtime = load_runtime(folder, settings.threads, _acoustic_providers(settings.device, device))
+        whisper = _load_whisper(runtime, settings, device)
     except (BundleError, SourceError, ProviderError) as error:
         raise ConfigError(str(error)) from error
     models = Models(runtime.bundle, AsrModel(whisper), EmotionModel(runtime), whisper.multilingual)
@@ -89,7 +88,10 @@ def _try_out(models: Models) -> None:
         ) from error
 
 
-def _load_whisper(encoder: EncoderSpec, settings: EngineSettings) -> Whisper:
+def _load_whisper(runtime: Runtime, settings: EngineSettings, device: str) -> Whisper:
+    encoder = runtime.bundle.spec.whisper
+    if encoder is None:
+        raise ConfigError(f"the bundle {runtime.bundle.id} has no Whisper encoder; this daemon needs one")
     folder = resolve(settings.whisper_sources or encoder.sources)
     found = sha256_of(folder / _WHISPER_WEIGHTS)
     if encoder.sha256 and found != encoder.sha256:
@@ -97,9 +99,19 @@ def _load_whisper(encoder: EncoderSpec, settings: EngineSettings) -> Whisper:
             f"{folder} holds another Whisper model (SHA-256 {found}) than the bundle was trained with "
             f"({encoder.revision}, {encoder.sha256}): its features would not fit"
         )
-    device = pick_device(settings.device)
-    compute_type = encoder.compute_type if device == "cpu" else "float16"
-    return Whisper(folder, device, compute_type, settings.threads)
+    return Whisper(folder, device, decoder_precision(encoder, device), settings.threads, runtime.hidden_states)
+
+
+def decoder_precision(encoder: EncoderSpec, device: str) -> str:
+    """CTranslate2's arithmetic for the words of a Whisper encoder."""
+    return encoder.compute_type if device == "cpu" else "float16"
+
+
+def _acoustic_providers(wanted: str, device: str) -> tuple[str, ...]:
+    """Where Whisper's own graph runs: beside CTranslate2, but "auto" takes the CPU if onnxruntime has no CUDA."""
+    if device == "cuda" and (wanted == "cuda" or has_cuda()):
+        return (CUDA, CPU)
+    return (CPU,)
 
 
 def pick_device(wanted: str) -> str:

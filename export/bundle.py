@@ -11,18 +11,28 @@ import onnx
 
 from export.errors import DestinationError
 from export.parity import Figure, Limits, TextReference, check, measure, measure_text_graph
-from export.quantize import shrink_text_encoder
-from export.to_onnx import OPSET, export_ensemble, export_member, export_meta, export_text_encoder
+from export.quantize import compact, shrink_text_encoder
+from export.shared_weights import WeightStore
+from export.to_onnx import (
+    OPSET,
+    export_ensemble,
+    export_member,
+    export_meta,
+    export_text_encoder,
+    export_whisper_encoder,
+)
 from model.bundle import (
     ENSEMBLE,
     Manifest,
     ensemble_inputs,
     ensemble_outputs,
+    graph_file,
     read_bundle,
     tokenizer_file,
     write_manifest,
 )
 from model.network.checkpoint import Checkpoint, load_checkpoint
+from model.network.whisper_encoder import load_whisper_encoder
 from model.sources import WEIGHTS, resolve_encoder, sha256_of
 from model.spec import EncoderSpec, EnsembleSpec
 
@@ -84,32 +94,36 @@ def text_reference(spec: EnsembleSpec) -> TextReference | None:
 def _write_graphs(
     checkpoint: Checkpoint, text: TextReference | None, folder: Path, progress: Progress, limits: Limits
 ) -> list[Figure]:
-    """Writes every graph and tokenizer; measures the float32 text encoder, which does not stay."""
+    """Writes every graph and tokenizer; measures the encoders' graphs, of which the float32 one of text does not stay."""
     encoders = {encoder.name: encoder for encoder in checkpoint.spec.encoders}
-    total, figures = len(checkpoint.members) + 3, []
+    total = len(checkpoint.members) + 3
     for name in ("encoders", "members", "tokenizers"):
         (folder / name).mkdir()
-    for encoder in checkpoint.spec.encoders:
-        if encoder.kind == "text-transformer" and text is not None:
-            graph = export_text_encoder(text.network)
-            figures.append(measure_text_graph(text, graph.SerializeToString(), limits))
-            check(figures)  # the other graphs take minutes
-            onnx.save(shrink_text_encoder(graph), folder / graph_file(encoder))
-            shutil.copyfile(text.folder / "tokenizer.json", folder / tokenizer_file(encoder.name))
+    figures = _write_encoders(checkpoint.spec, text, folder, limits)
     progress("export", 1, total)
+    store = WeightStore(folder)
     for done, member in enumerate(checkpoint.members, 2):
-        onnx.save(export_member(member, encoders), folder / "members" / f"{member.spec.name}.onnx")
+        store.write_with_weights(compact(export_member(member, encoders)), f"members/{member.spec.name}.onnx")
         progress("export", done, total)
     onnx.save(export_meta(checkpoint.meta, len(checkpoint.members)), folder / "meta.onnx")
     progress("export", total - 1, total)
-    onnx.save(export_ensemble(checkpoint.ensemble()), folder / ENSEMBLE)
+    store.write(compact(export_ensemble(checkpoint.ensemble())), ENSEMBLE)
     progress("export", total, total)
     return figures
 
 
-def graph_file(encoder: EncoderSpec) -> str:
-    """Where the bundle keeps an encoder's graph."""
-    return f"encoders/{encoder.name}.onnx"
+def _write_encoders(spec: EnsembleSpec, text: TextReference | None, folder: Path, limits: Limits) -> list[Figure]:
+    figures: list[Figure] = []
+    for encoder in spec.encoders:
+        if encoder.kind == "text-transformer" and text is not None:
+            graph = export_text_encoder(text.network)
+            figures.append(measure_text_graph(text, graph.SerializeToString(), limits))
+            onnx.save(shrink_text_encoder(graph), folder / graph_file(encoder))
+            shutil.copyfile(text.folder / "tokenizer.json", folder / tokenizer_file(encoder.name))
+        if encoder.kind == "whisper-onnx":
+            onnx.save(compact(export_whisper_encoder(load_whisper_encoder(encoder))), folder / graph_file(encoder))
+    check(figures)  # the other graphs take minutes
+    return figures
 
 
 def _manifest(checkpoint: Checkpoint, folder: Path) -> Manifest:

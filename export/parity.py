@@ -18,14 +18,18 @@ from torch import nn
 
 from export.errors import ParityError
 from export.to_onnx import META_INPUT
-from model.bundle import ENSEMBLE, TEXT_OUTPUT, Bundle, inputs_of, mask_of
+from model.audio import MIN_UTTERANCE, WHISPER_HOP, bucket_length
+from model.bundle import ENSEMBLE, TEXT_OUTPUT, WHISPER_INPUT, WHISPER_OUTPUT, Bundle, graph_file, inputs_of, mask_of
 from model.features import Frames, collate
 from model.labels import ATTRIBUTE_RANGE
 from model.network.checkpoint import Checkpoint
 from model.network.deepser import DeepSER
 from model.network.encoders import TextEncoder, load_text_encoder
 from model.network.metaclassifier import WIDTH
-from model.runtime import EnsembleRuntime, OnnxTextEncoder, make_session, text_encoder_of
+from model.network.whisper_encoder import WhisperEncoder, load_whisper_encoder
+from model.onnx_encoders import OnnxTextEncoder, text_encoder_of
+from model.onnx_session import make_session
+from model.runtime import EnsembleRuntime
 from model.sources import resolve_encoder
 from model.spec import EncoderSpec, EnsembleSpec
 from model.text import TextTokenizer, word_frames
@@ -57,7 +61,7 @@ class Limits:
 
     Attributes:
         posterior: of a float32 graph from its network, of padded from unpadded, of a batch from single utterances.
-        hidden: of the float32 text encoder's hidden states, relative L2.
+        hidden: of the float32 encoders' hidden states, relative L2.
         shrunk: of the shrunk text encoder's hidden states, relative L2.
         bundle: of the posterior of the whole bundle, shrunk text encoder included.
     """
@@ -134,6 +138,9 @@ def measure(checkpoint: Checkpoint, bundle: Bundle, text: TextReference | None, 
     figures = _ensemble_figures(checkpoint, bundle.path, items, limits)
     figures += [_member_figure(member, checkpoint.spec, bundle.path, items, limits) for member in checkpoint.members]
     figures.append(_meta_figure(checkpoint, bundle.path, limits))
+    whisper = checkpoint.spec.whisper
+    if whisper is not None and whisper.states:
+        figures += _whisper_figures(load_whisper_encoder(whisper), bundle.path / graph_file(whisper), limits)
     if text is not None:
         shipped = OnnxTextEncoder(bundle, threads=1)
         alone = [shipped.encode([sentence])[0] for sentence in TEXTS]
@@ -196,6 +203,30 @@ def _meta_figure(checkpoint: Checkpoint, folder: Path, limits: Limits) -> Figure
         expected = [tensor.numpy() for tensor in checkpoint.meta(torch.from_numpy(outputs))]
     found = make_session(folder / "meta.onnx", threads=1).run(None, {META_INPUT: outputs})
     return Figure("meta-classifier", _largest(_head_values(expected) - _head_values(found)), limits.posterior)
+
+
+def _whisper_figures(network: WhisperEncoder, graph: Path, limits: Limits) -> list[Figure]:
+    """A Whisper encoder's graph against its network: every length class, alone and in a batch."""
+    session, generator = make_session(graph, threads=1), np.random.default_rng(0)
+    worst = neighbours = 0.0
+    for frames in _whisper_lengths(network.max_frames):
+        mels = generator.standard_normal((3, network.bands, 2 * frames)).astype(np.float32)
+        (found,) = session.run([WHISPER_OUTPUT], {WHISPER_INPUT: mels})
+        (alone,) = session.run([WHISPER_OUTPUT], {WHISPER_INPUT: mels[:1]})
+        with torch.no_grad():
+            expected = network(torch.from_numpy(mels)).numpy()
+        worst = max(worst, _relative(list(expected), list(found)))
+        neighbours = max(neighbours, _relative(list(alone), list(found[:1])))
+    return [
+        Figure("whisper encoder", worst, limits.hidden),
+        Figure("whisper encoder, neighbours", neighbours, limits.hidden),
+    ]
+
+
+def _whisper_lengths(longest: int) -> list[int]:
+    """The shortest input, the shortest bucket and one off it, the longest."""
+    bucket = bucket_length(MIN_UTTERANCE) // WHISPER_HOP
+    return [length for length in (1, bucket - 1, bucket, bucket + 1, longest) if 1 <= length <= longest]
 
 
 def _bundle_figure(

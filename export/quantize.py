@@ -1,8 +1,9 @@
-"""A text encoder a third of its size: float16 weights and int8 word embeddings, float32 arithmetic.
+"""Smaller files: constants stored in fewer bits, arithmetic in float32.
 
-The usual recipe, dynamic int8 MatMul, takes one activation scale over the whole batch: results then depend on batch
-neighbours and on padding (all-MiniLM-L6-v2: hidden states move by 11 % alone and by half a standard deviation in a
-batch). Weights alone cost 0.6 % and no dependence; onnxruntime turns float16 constants back to float32 once, at load.
+`compact` loses nothing. `shrink_text_encoder` loses 0.6 %: float16 weights and int8 word embeddings. The usual recipe,
+dynamic int8 MatMul, takes one activation scale over the whole batch: results then depend on batch neighbours and on
+padding (all-MiniLM-L6-v2: hidden states move by 11 % alone and by half a standard deviation in a batch). int8 weights
+alone, one scale a column, cost 2.6 %. onnxruntime turns stored constants back to float32 once, at load.
 
 Shapes: V = vocabulary, d = encoder width, B = batch, T = tokens.
 """
@@ -22,6 +23,23 @@ _SMALL: Final = 10_000
 _LEVELS: Final = 127
 
 
+def compact(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose large constants are stored in float16 wherever that changes no value."""
+    small = copy.deepcopy(model)
+    casts = []
+    for tensor in small.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            values = numpy_helper.to_array(tensor)
+            if (values == values.astype(np.float16)).all():
+                casts += _float16(tensor)
+    nodes = [*casts, *small.graph.node]
+    kept = [copy.deepcopy(node) for node in nodes]
+    del small.graph.node[:]
+    small.graph.node.extend(kept)
+    onnx.checker.check_model(small)
+    return small
+
+
 def shrink_text_encoder(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of a text encoder's graph with smaller constants.
 
@@ -39,7 +57,7 @@ def shrink_text_encoder(model: onnx.ModelProto) -> onnx.ModelProto:
             nodes += _int8_rows(small.graph, node, constants[node.input[0]])
             continue
         if node.op_type == "MatMul" and node.input[1] in constants:
-            nodes += _float16(small.graph, constants[node.input[1]])
+            nodes += _float16(constants[node.input[1]])
         nodes.append(node)
     kept = [copy.deepcopy(node) for node in nodes]
     del small.graph.node[:]
@@ -67,7 +85,7 @@ def _int8_rows(graph: onnx.GraphProto, node: onnx.NodeProto, table: onnx.TensorP
     ]
 
 
-def _float16(graph: onnx.GraphProto, tensor: onnx.TensorProto) -> list[onnx.NodeProto]:
+def _float16(tensor: onnx.TensorProto) -> list[onnx.NodeProto]:
     """Stores a weight in float16 and casts it back; nothing if it is small or stored so already."""
     values = numpy_helper.to_array(tensor)
     if values.size < _SMALL or tensor.name.endswith("_half"):

@@ -3,7 +3,8 @@
 `torch.onnx.export(dynamo=True)` traces through `torch.export`; the older exporter can give wrong numbers on masked
 input without an error.
 
-Shapes: B = batch, F = frames (a multiple of the encoder's `stack`), T = tokens, M = members, d = width of a frame.
+Shapes: B = batch, F = frames (a multiple of the encoder's `stack`), T = tokens, M = members, d = width of a frame,
+S = hidden states taken.
 """
 
 import warnings
@@ -16,10 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from model.bundle import TEXT_INPUTS, TEXT_OUTPUT, ensemble_outputs, inputs_of, mask_of
+from model.bundle import (
+    TEXT_INPUTS,
+    TEXT_OUTPUT,
+    WHISPER_INPUT,
+    WHISPER_OUTPUT,
+    ensemble_outputs,
+    inputs_of,
+    mask_of,
+)
 from model.network.deepser import DeepSER
 from model.network.encoders import TextEncoder
 from model.network.metaclassifier import WIDTH, Ensemble, MetaClassifier
+from model.network.whisper_encoder import WhisperEncoder
 from model.spec import EncoderSpec
 from model.text import MAX_TOKENS
 
@@ -83,6 +93,13 @@ def export_text_encoder(network: TextEncoder) -> onnx.ModelProto:
     ids = torch.ones(_EXAMPLE_BATCH, _EXAMPLE_STEPS, dtype=torch.int64)
     inputs = [_Input(name, example, varies) for name, example in zip(TEXT_INPUTS, (ids, ids.bool()), strict=True)]
     return _export(network, inputs, [TEXT_OUTPUT])
+
+
+def export_whisper_encoder(network: WhisperEncoder) -> onnx.ModelProto:
+    """A Whisper encoder: `mels [B, bands, 2 F]` to `states [B, F, S, d]`, F up to 30 s."""
+    example = torch.zeros(_EXAMPLE_BATCH, network.bands, 2 * _EXAMPLE_STEPS)
+    varies = {0: _BATCH, 2: 2 * Dim("frames", min=1, max=network.max_frames)}
+    return _export(network, [_Input(WHISPER_INPUT, example, varies)], [WHISPER_OUTPUT])
 
 
 def _modality_inputs(encoders: Iterable[EncoderSpec]) -> list[_Input]:

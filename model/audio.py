@@ -43,8 +43,8 @@ BUCKET_MARGIN: Final = 3 * SAMPLE_RATE_HZ
 """Least silence behind an utterance inside its padded bucket: with one second, Whisper's decoder repeats the sentence to
 fill the window in a third of short utterances, with three in one of twenty (docs/LOG.md, 2026-11-21)."""
 
-_FINE_STEP: Final = SAMPLE_RATE_HZ
-_COARSE_STEP: Final = 4 * SAMPLE_RATE_HZ
+BUCKET_STEPS: Final = (SAMPLE_RATE_HZ, 4 * SAMPLE_RATE_HZ)
+"""Steps that buckets are rounded up to: up to `_FINE_LIMIT`, and beyond."""
 _FINE_LIMIT: Final = 8 * SAMPLE_RATE_HZ
 WHISPER_WINDOW: Final = 30 * SAMPLE_RATE_HZ
 """The input length Whisper was trained on, and the longest bucket."""
@@ -76,7 +76,8 @@ def bucket_length(samples: int) -> int:
     if wanted > WHISPER_WINDOW:
         limit_s = (WHISPER_WINDOW - BUCKET_MARGIN) / SAMPLE_RATE_HZ
         raise ValueError(f"an utterance is at most {limit_s:g} s, got {samples / SAMPLE_RATE_HZ:g} s: cut it first")
-    step = _FINE_STEP if wanted <= _FINE_LIMIT else _COARSE_STEP
+    fine, coarse = BUCKET_STEPS
+    step = fine if wanted <= _FINE_LIMIT else coarse
     return min(-(-wanted // step) * step, WHISPER_WINDOW)
 
 

@@ -29,10 +29,22 @@ ENSEMBLE: Final = "ensemble.onnx"
 Shape = tuple[int | None, ...]
 Tensors = dict[str, Shape]
 
+FIXED: Final = -1
+"""In an expected shape: one size, whichever."""
+
 TEXT_INPUTS: Final[Tensors] = {"ids": (None, None), "mask": (None, None)}
 """Inputs of a text encoder's graph, `int64 [B, T]` and `bool [B, T]`; its output is `TEXT_OUTPUT`."""
 TEXT_OUTPUT: Final = "hidden"
 """Output of a text encoder's graph, `float32 [B, T, d]`."""
+WHISPER_INPUT: Final = "mels"
+"""Input of a Whisper encoder's graph, `float32 [B, M, 2 F]`: M mel bands."""
+WHISPER_OUTPUT: Final = "states"
+"""Output of a Whisper encoder's graph, `float32 [B, F, S, D]`: S hidden states, the encoder's last one last."""
+
+
+def graph_file(encoder: EncoderSpec) -> str:
+    """Where the bundle keeps the graph of an encoder that travels with it."""
+    return f"encoders/{encoder.name}.onnx"
 
 
 class BundleError(RuntimeError):

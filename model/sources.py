@@ -12,9 +12,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from model.spec import EncoderKind, EncoderSpec
+from model.spec import WHISPER_KINDS, EncoderKind, EncoderSpec
 
-WEIGHTS: Final[dict[EncoderKind, str]] = {"whisper-ctranslate2": "model.bin", "text-transformer": "model.safetensors"}
+WEIGHTS: Final[dict[EncoderKind, str]] = {
+    **dict.fromkeys(WHISPER_KINDS, "model.bin"),
+    "text-transformer": "model.safetensors",
+}
 """The file whose hash an encoder's description holds, where its source is a folder."""
 _BLOCK: Final = 1 << 20
 

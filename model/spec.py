@@ -1,11 +1,14 @@
 """What a member, an encoder and an ensemble are made of: plain descriptions that recipes, checkpoints and bundles share."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from model.labels import ATTRIBUTES, class_mask
 
-EncoderKind = Literal["whisper-ctranslate2", "prosody", "functionals", "text-transformer"]
+EncoderKind = Literal["whisper-ctranslate2", "whisper-onnx", "prosody", "functionals", "text-transformer"]
+WHISPER_KINDS: Final = ("whisper-ctranslate2", "whisper-onnx")
+"""Both read CTranslate2's weights and decode with them; "whisper-onnx" encodes with the bundle's own graph, which gives
+hidden states that CTranslate2 keeps to itself."""
 
 
 class SpecError(ValueError):
@@ -25,6 +28,7 @@ class EncoderSpec:
         sha256: hash of the weights; "" for an encoder without weights.
         revision: name and version of the weights.
         layer_rule: which hidden states are taken, in words.
+        states: numbers of the hidden states that a "whisper-onnx" encoder puts side by side; the last is the encoder's own.
         padding: how inputs of different length are brought to one, in words.
         compute_type: the arithmetic, as its runtime names it.
     """
@@ -39,10 +43,17 @@ class EncoderSpec:
     layer_rule: str = ""
     padding: str = ""
     compute_type: str = "float32"
+    states: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.dim < 1 or self.stack < 1:
             raise SpecError(f"encoder {self.name!r}: dim and stack are at least 1, got {self.dim} and {self.stack}")
+        if (self.kind == "whisper-onnx") != bool(self.states):
+            raise SpecError(
+                f"encoder {self.name!r}: a whisper-onnx encoder, and no other, lists its states: {self.states}"
+            )
+        if self.states and self.dim % len(self.states):
+            raise SpecError(f"encoder {self.name!r}: dim is a multiple of {len(self.states)} states, got {self.dim}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +116,11 @@ class EnsembleSpec:
         if unknown:
             raise SpecError(f"unknown attributes {unknown}: the attributes are {', '.join(ATTRIBUTES)}")
 
+    @property
+    def whisper(self) -> EncoderSpec | None:
+        """The encoder that gives the words as well as frames, None where there is none."""
+        return next((encoder for encoder in self.encoders if encoder.kind in WHISPER_KINDS), None)
+
     def encoder(self, name: str) -> EncoderSpec:
         """The encoder of a modality.
 
@@ -129,10 +145,14 @@ class EnsembleSpec:
         """
         try:
             return cls(
-                encoders=tuple(EncoderSpec(**{**e, "sources": tuple(e["sources"])}) for e in data["encoders"]),
+                encoders=tuple(_encoder(encoder) for encoder in data["encoders"]),
                 members=tuple(MemberSpec(**{**m, "modalities": tuple(m["modalities"])}) for m in data["members"]),
                 trained_classes=tuple(data["trained_classes"]),
                 trained_attributes=tuple(data["trained_attributes"]),
             )
         except (KeyError, TypeError) as error:
             raise SpecError(f"not an ensemble description: {error}") from error
+
+
+def _encoder(data: dict[str, Any]) -> EncoderSpec:
+    return EncoderSpec(**{**data, **{name: tuple(data.get(name, ())) for name in ("sources", "states")}})

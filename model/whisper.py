@@ -1,8 +1,8 @@
-"""Whisper through CTranslate2: one encoder pass gives the emotion features and the transcript.
+"""Whisper: one encoder pass gives the emotion features and the transcript, which CTranslate2 decodes.
 
 Used by feature extraction in `train` and by the daemon, so that both see the same frames and the same words.
 
-Shapes: B = batch, T = samples, F = encoder frames (20 ms), D = encoder width.
+Shapes: B = batch, T = samples, M = mel bands, F = encoder frames (20 ms), D = encoder width, S = hidden states taken.
 
 Source: Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision", arXiv:2212.04356; faster-whisper.
 """
@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import ctranslate2
 import numpy as np
@@ -52,13 +52,21 @@ class EncodedBatch:
 
     Attributes:
         audio: the utterances, each `float32 [T]`.
-        frames: per utterance `float32 [F, D]`, trimmed to its speech: F = ceil(T / 320).
-        storage: the untrimmed output `[B, F_bucket, D]`, which the decoder reads.
+        frames: per utterance `float32 [F, S * D]`, trimmed to its speech: F = ceil(T / 320).
+        storage: the untrimmed last state `[B, F_bucket, D]`, which the decoder reads.
     """
 
     audio: tuple[Samples, ...]
     frames: tuple[npt.NDArray[np.float32], ...]
     storage: ctranslate2.StorageView
+
+
+class HiddenStates(Protocol):
+    """An encoder that gives more than its last hidden state."""
+
+    def __call__(self, mels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """`float32 [B, M, 2 F]` -> `float32 [B, F, S, D]`, the encoder's last state last."""
+        ...
 
 
 class Whisper:
@@ -69,13 +77,22 @@ class Whisper:
         device: "cpu" or "cuda".
         compute_type: CTranslate2's name of the arithmetic, for instance "int8" or "float16".
         threads: threads of one call on a CPU; 0 leaves it to CTranslate2.
+        encoder: encodes in CTranslate2's place, with the same weights; None takes CTranslate2's last state alone.
 
     Raises:
         RuntimeError: if the folder holds no such model or the device cannot run it.
     """
 
-    def __init__(self, path: Path | str, device: str = "cpu", compute_type: str = "int8", threads: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        device: str = "cpu",
+        compute_type: str = "int8",
+        threads: int = 0,
+        encoder: HiddenStates | None = None,
+    ) -> None:
         self._model = WhisperModel(str(path), device=device, compute_type=compute_type, cpu_threads=threads)
+        self._encoder = encoder
         self.multilingual = bool(self._model.model.is_multilingual)
         self._tokenizers: dict[str, Tokenizer] = {}
 
@@ -88,8 +105,7 @@ class Whisper:
         lengths = {bucket_length(len(samples)) for samples in audio}
         if len(lengths) != 1:
             raise ValueError(f"a batch holds utterances of exactly one bucket, got buckets {sorted(lengths)}")
-        storage = self._encode_padded(audio, lengths.pop())
-        frames = np.array(storage)
+        frames, storage = self._encode_padded(audio, lengths.pop())
         trimmed = tuple(
             frames[row, : frame_count(len(samples), WHISPER_HOP)].astype(np.float32)
             for row, samples in enumerate(audio)
@@ -117,14 +133,21 @@ class Whisper:
         ]
 
     def _transcribe_long(self, samples: Samples, language: str | None) -> Transcript:
-        storage = self._encode_padded([samples], WHISPER_WINDOW)
+        _, storage = self._encode_padded([samples], WHISPER_WINDOW)
         return self._decode(storage, [samples], language, len(samples))[0]
 
-    def _encode_padded(self, audio: Sequence[Samples], length: int) -> ctranslate2.StorageView:
+    def _encode_padded(
+        self, audio: Sequence[Samples], length: int
+    ) -> tuple[npt.NDArray[np.float32], ctranslate2.StorageView]:
+        """Frames `[B, F, S * D]` and what the decoder reads."""
         extract = self._model.feature_extractor
-        mels = np.stack([extract(pad_to(samples, length), padding=0) for samples in audio])
-        features = ctranslate2.StorageView.from_array(np.ascontiguousarray(mels, np.float32))
-        return self._model.model.encode(features, to_cpu=True)
+        mels = np.stack([extract(pad_to(samples, length), padding=0) for samples in audio]).astype(np.float32)
+        if self._encoder is None:
+            storage = self._model.model.encode(ctranslate2.StorageView.from_array(mels), to_cpu=True)
+            return np.array(storage), storage
+        states = self._encoder(mels)
+        last = np.ascontiguousarray(states[:, :, -1])
+        return states.reshape(*last.shape[:2], -1), ctranslate2.StorageView.from_array(last)
 
     def _decode(
         self, storage: ctranslate2.StorageView, audio: Sequence[Samples], language: str | None, longest: int

@@ -19,11 +19,11 @@ from websockets.exceptions import ConnectionClosed
 
 from daemon.messages import CallInfo, Scores, Utterance
 from daemon.pipeline import Call, Services
-from daemon.segmenter import Endpointing
 from daemon.session import Session
 from daemon.sinks.memory import MemorySink
 from daemon.wire import redis_fields
 from model.audio import MAX_UTTERANCE, SAMPLE_RATE_HZ, VAD_WINDOW
+from model.segmenter import Endpointing
 from tests.daemon.conftest import ASSETS, Message, Served, assert_same_results, finals, linear16_of, pieces, serving
 from tests.factories import make_info, make_scores
 from tests.fakes import ScriptedDetector

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.reference
 import pytest
 from typer.testing import CliRunner
 
@@ -11,7 +12,7 @@ from export.bundle import text_reference, write_bundle
 from export.cli import app
 from export.errors import DestinationError, ExportError, ParityError
 from export.parity import Figure, Limits, check, measure
-from export.quantize import shrink_text_encoder
+from export.quantize import compact, shrink_text_encoder
 from model.bundle import read_bundle, write_manifest
 from model.network.checkpoint import load_checkpoint, save_checkpoint
 from model.sources import sha256_of
@@ -30,9 +31,12 @@ def test_a_bundle_is_whole(tmp_path: Path) -> None:
     assert set(bundle.manifest.files) == {
         "MODEL_CARD.md",
         "encoders/text.onnx",
+        "encoders/whisper.onnx",
         "ensemble.onnx",
         "members/words.onnx",
+        "members/words.weights",
         "members/voice.onnx",
+        "members/voice.weights",
         "meta.onnx",
         "tokenizers/text.json",
     }
@@ -60,6 +64,8 @@ def test_every_graph_was_compared() -> None:
         "text encoder, float32",
         "text encoder",
         "text encoder, neighbours",
+        "whisper encoder",
+        "whisper encoder, neighbours",
         "member voice",
         "member words",
         "meta-classifier",
@@ -79,6 +85,30 @@ def test_graphs_do_not_tell_where_they_were_made() -> None:
         onnx.checker.check_model(onnx.load(path), full_check=True)
 
 
+def test_weights_of_members_are_kept_once() -> None:
+    """The ensemble's graph refers to the files beside its members' graphs."""
+    folder = tiny_bundle().bundle
+    graph = onnx.load(folder / "ensemble.onnx", load_external_data=False)
+    places = {
+        entry.value for tensor in graph.graph.initializer for entry in tensor.external_data if entry.key == "location"
+    }
+    assert places == {"members/voice.weights", "members/words.weights"}
+    assert all(len(tensor.raw_data) < 4096 for tensor in graph.graph.initializer)
+
+
+def test_compact_stores_in_half_what_half_can_hold() -> None:
+    exact, rest = np.ones((200, 100), np.float32) / 4, np.ones((200, 100), np.float32) / 3
+    constants = [onnx.numpy_helper.from_array(values, name) for name, values in (("exact", exact), ("rest", rest))]
+    node = onnx.helper.make_node("Add", ["exact", "rest"], ["sum"])
+    output = onnx.helper.make_tensor_value_info("sum", onnx.TensorProto.FLOAT, exact.shape)
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [output], constants))
+    small = compact(model)
+    kinds = {tensor.name: tensor.data_type for tensor in small.graph.initializer}
+    assert kinds == {"exact_half": onnx.TensorProto.FLOAT16, "rest": onnx.TensorProto.FLOAT}
+    (found,) = onnx.reference.ReferenceEvaluator(small).run(None, {})
+    np.testing.assert_array_equal(found, exact + rest)
+
+
 def test_an_ensemble_with_other_weights_is_not_the_bundles() -> None:
     exported = tiny_bundle()
     other = tiny_checkpoint(load_checkpoint(exported.checkpoint).spec, seed=9)
@@ -96,7 +126,7 @@ def test_a_tampered_member_is_found(copied: Path) -> None:
     onnx.save(graph, path)
     write_manifest(copied, read_bundle(tiny_bundle().bundle).manifest)
     trained = load_checkpoint(tiny_bundle().checkpoint)
-    with pytest.raises(ParityError, match=r"member words: the difference is .* \(1 of 9 figures fail\)"):
+    with pytest.raises(ParityError, match=r"member words: the difference is .* \(1 of 11 figures fail\)"):
         check(measure(trained, read_bundle(copied), text_reference(trained.spec), Limits()))
 
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from model.bundle import BundleError, read_bundle, write_manifest
 from model.features import Frames
 from model.labels import CLASSES
+from model.onnx_session import ProviderError, make_session
 from model.posteriors import Posteriors
-from model.runtime import ProviderError, Runtime, load_runtime, make_session
+from model.runtime import Runtime, load_runtime
 from tests.model.tiny import TEXT_DIM, tiny_bundle, tiny_frames
 
 TOLERANCE = 1e-5
@@ -123,7 +124,7 @@ def test_a_provider_that_is_not_there_is_refused() -> None:
 
 def test_a_graph_that_is_not_the_manifests_is_refused(copied: Path) -> None:
     """The hashes are right, so only the tensors tell."""
-    shutil.copyfile(copied / "members" / "voice.onnx", copied / "ensemble.onnx")
+    shutil.copyfile(copied / "meta.onnx", copied / "ensemble.onnx")
     write_manifest(copied, read_bundle(tiny_bundle().bundle).manifest)
     with pytest.raises(BundleError, match=r"ensemble\.onnx has the inputs .* the manifest says"):
         load_runtime(copied, threads=1)

@@ -1,4 +1,4 @@
-"""A tiny ensemble with real widths of its audio encoders, a tiny text encoder, and utterances for them. No downloads."""
+"""A tiny ensemble over tiny encoders, and utterances for it. No downloads."""
 
 import atexit
 from dataclasses import dataclass
@@ -17,9 +17,11 @@ from model.network.checkpoint import Checkpoint, save_checkpoint
 from model.network.deepser import DeepSER, FrameStack
 from model.network.metaclassifier import MetaClassifier
 from model.spec import EncoderSpec, EnsembleSpec, MemberSpec
+from tests.model.tiny_whisper import WIDTH, tiny_whisper, write_ctranslate2
 
 DIM = 16
-WHISPER_DIM = 384
+WHISPER_STATES = (1, 3)
+WHISPER_DIM = len(WHISPER_STATES) * WIDTH
 TEXT_DIM = 12
 WORDS = ("i", "am", "so", "happy", "angry", "today", "no", "what", "are", "you", "doing", ".", "!", "?")
 _SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
@@ -28,7 +30,7 @@ _SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
 def tiny_encoders(whisper: str = "path:whisper", text: str = "path:text") -> tuple[EncoderSpec, ...]:
     """Whisper, prosody and text encoders; the sources are those of the weights."""
     return (
-        EncoderSpec("whisper", "whisper-ctranslate2", WHISPER_DIM, 8, (whisper,)),
+        EncoderSpec("whisper", "whisper-onnx", WHISPER_DIM, 8, (whisper,), states=WHISPER_STATES),
         EncoderSpec("prosody", "prosody", PROSODY_DIM, 16),
         EncoderSpec("text", "text-transformer", TEXT_DIM, 1, (text,)),
     )
@@ -84,8 +86,7 @@ def write_tiny_checkpoint(folder: Path, seed: int = 0) -> Path:
     """A checkpoint on disk whose encoders' weights lie beside it."""
     text, whisper = folder / "text", folder / "whisper"
     write_tiny_text_encoder(text)
-    whisper.mkdir()
-    (whisper / "model.bin").write_bytes(b"weights that stay outside the bundle")
+    write_ctranslate2(tiny_whisper(), whisper, None)
     spec = tiny_spec(tiny_encoders(f"path:{whisper}", f"path:{text}"))
     save_checkpoint(folder / "checkpoint", tiny_checkpoint(spec, seed))
     return folder / "checkpoint"

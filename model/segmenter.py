@@ -1,5 +1,7 @@
 """Cuts a stream of speech probabilities into utterances: endpointing. Sans-IO, one instance per channel.
 
+Serving cuts streams with it and training cuts clips with it, so that the members hear what they were trained on.
+
 Every VAD window (512 samples) is one step. The states and what moves between them:
 
     state      window           counter           next       output

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.segmenter import Cut, Endpointing, Segmenter, Started
 from model.audio import MAX_UTTERANCE, POST_PAD, PRE_PAD, VAD_WINDOW
+from model.segmenter import Cut, Endpointing, Segmenter, Started
 
 RULES = Endpointing(onset=0.5, offset=0.35, min_speech_ms=96, endpoint_silence_ms=500)
 MIN_SPEECH = 3
