@@ -4,13 +4,14 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CALL ?= $(firstword $(wildcard ../shared/data/calls/support_call_stereo_8k.wav data/calls/support_call_stereo_8k.wav) daemon/demo/call.flac)
+# Through the environment, so that a path may hold spaces and quotes.
+export CALL ?= $(firstword $(wildcard ../shared/data/calls/support_call_stereo_8k.wav data/calls/support_call_stereo_8k.wav) daemon/demo/call.flac)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo run test clean
 
 demo: $(VENV)/.demo
-	$(BIN)/medusa-daemon demo $(CALL)
+	$(BIN)/medusa-daemon demo "$$CALL"
 
 run: $(VENV)/.demo
 	$(BIN)/medusa-daemon serve

@@ -1,11 +1,13 @@
 """Configuration: a TOML file, then `MEDUSA_*` environment variables, then flags; later ones win. All mistakes at once."""
 
+import json
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -15,12 +17,21 @@ from pydantic_settings import (
 )
 
 from daemon.batcher import BatchSettings
+from daemon.embedded import embedded_url
 from daemon.engine import EngineSettings, default_threads
 from daemon.errors import ConfigError
-from daemon.segmenter import Endpointing
+from daemon.sinks.redis import connect, without_password
+from model.segmenter import Endpointing
 
 DEFAULT_BUNDLE: Final = Path(__file__).parent / "bundles" / "default"
 EMBEDDED: Final = "embedded"
+_PREFIX: Final = "MEDUSA_"
+_DELIMITER: Final = "__"
+
+LogLevel = Annotated[
+    Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
+    BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
+]
 
 
 class _Section(BaseModel):
@@ -28,7 +39,7 @@ class _Section(BaseModel):
 
 
 class EndpointingConfig(_Section):
-    """When speech begins and ends; see `daemon.segmenter.Endpointing`."""
+    """When speech begins and ends; see `model.segmenter.Endpointing`."""
 
     onset: float = 0.5
     offset: float = 0.35
@@ -81,20 +92,31 @@ class ModelsConfig(_Section):
 class Config(BaseSettings):
     """Everything that `medusa-daemon serve` can be told."""
 
-    model_config = SettingsConfigDict(env_prefix="MEDUSA_", env_nested_delimiter="__", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, env_nested_delimiter=_DELIMITER, extra="forbid", frozen=True)
 
-    host: str = "127.0.0.1"
+    host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8765, ge=0, le=65535)
     redis: str = EMBEDDED
     bundle: Path = DEFAULT_BUNDLE
     interim_ms: int = Field(default=1000, ge=0)
     """Default distance of interim results; 0 sends none. A client may ask for another."""
     drain_timeout_s: float = Field(default=20.0, gt=0)
-    log_level: str = "INFO"
+    log_level: LogLevel = "INFO"
     endpointing: EndpointingConfig = EndpointingConfig()
     limits: LimitsConfig = LimitsConfig()
     streams: StreamsConfig = StreamsConfig()
     models: ModelsConfig = ModelsConfig()
+
+    @field_validator("redis")
+    @classmethod
+    def _a_redis(cls, url: str) -> str:
+        """What the sink would refuse is a mistake of the configuration like any other, told with the others."""
+        if url != EMBEDDED:
+            try:
+                connect(url, reply_timeout_s=1.0)
+            except ConfigError as error:
+                raise ValueError(f'{error}; or "{EMBEDDED}" for a server of our own') from error
+        return url
 
     @classmethod
     def settings_customise_sources(
@@ -111,6 +133,21 @@ class Config(BaseSettings):
     def endpointing_rules(self) -> Endpointing:
         """As the segmenter takes them."""
         return Endpointing(**self.endpointing.model_dump())
+
+    def redis_url(self) -> str:
+        """Where a reader finds the events that `serve` publishes under this configuration.
+
+        Raises:
+            ConfigError: if that is known only once the embedded server runs.
+        """
+        if self.redis != EMBEDDED:
+            return self.redis
+        if self.streams.embedded_port == 0:
+            raise ConfigError(
+                "streams.embedded_port is 0, so the embedded server takes a free port: name the URL that `serve` printed, "
+                "for instance --redis redis://127.0.0.1:40123/0"
+            )
+        return embedded_url(self.streams.embedded_port)
 
     def engine_settings(self) -> EngineSettings:
         """As the engine takes them."""
@@ -135,18 +172,72 @@ def load_config(path: Path | None, flags: dict[str, Any]) -> Config:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r:.80})" for e in error.errors()]
-        raise ConfigError(f"the configuration has {error.error_count()} mistakes:\n" + "\n".join(lines)) from error
+        lines = [_mistake(mistake, environment, given) for mistake in error.errors()]
+        count = "a mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
+        raise ConfigError(f"the configuration has {count}:\n" + "\n".join(lines)) from error
     except SettingsError as error:
-        raise ConfigError(f"the environment: {error} (JSON expected): {error.__cause__}") from error
+        names = ", ".join(_no_json())
+        raise ConfigError(f"the environment: {error}, from {names}: it must be JSON: {error.__cause__}") from error
 
 
 def _environment() -> dict[str, Any]:
     """What `MEDUSA_*` says, unchecked: its mistakes are told together with the others, names that mean nothing too."""
-    prefix, delimiter = "MEDUSA_", "__"
-    names = [name.removeprefix(prefix).lower() for name in os.environ if name.startswith(prefix)]
-    unknown = {name: "set in the environment" for name in names if name.split(delimiter)[0] not in Config.model_fields}
+    names = [name[len(_PREFIX) :].lower() for name in os.environ if name.upper().startswith(_PREFIX)]
+    known = Config.model_fields
+    unknown = {name: "set in the environment" for name in names if name.split(_DELIMITER)[0] not in known}
     return EnvSettingsSource(Config)() | unknown
+
+
+def _mistake(mistake: ErrorDetails, environment: dict[str, Any], given: dict[str, Any]) -> str:
+    """One line: the key, what is wrong, the value, and the variable that said it."""
+    loc = tuple(map(str, mistake["loc"]))
+    value = mistake["input"]
+    shown = f"{without_password(value) if loc == ('redis',) and isinstance(value, str) else value!r:.80}"
+    from_environment = _holds(environment, loc) and not _holds(given, loc)
+    source = f", from {', '.join(_variables(loc))}" if from_environment else ""
+    return f"  {'.'.join(loc)}: {mistake['msg'].removeprefix('Value error, ')} (got {shown}{source})"
+
+
+def _holds(values: Any, loc: tuple[str, ...]) -> bool:
+    """Whether nested `values` have something at `loc`; positions inside a list count as the list."""
+    for name in loc:
+        if not isinstance(values, dict):
+            break
+        if name not in values:
+            return False
+        values = values[name]
+    return True
+
+
+def _variables(loc: tuple[str, ...]) -> list[str]:
+    """The variables that are set for the key at `loc`: its own, else its section's, else those of the keys in it."""
+    known = {name.upper(): name for name in os.environ}  # pydantic-settings takes small letters too
+    for length in range(len(loc), 0, -1):
+        name = _PREFIX + _DELIMITER.join(loc[:length]).upper()
+        if name in known:
+            return [known[name]]
+    below = _PREFIX + _DELIMITER.join(loc).upper() + _DELIMITER
+    return sorted(known[name] for name in known if name.startswith(below))
+
+
+def _no_json() -> list[str]:
+    """The variables of sections and lists whose value is no JSON."""
+    return [name for name in sorted(os.environ) if _is_compound(name) and not _is_json(os.environ[name])]
+
+
+def _is_compound(variable: str) -> bool:
+    section, _, key = variable.upper().removeprefix(_PREFIX).lower().partition(_DELIMITER)
+    field = Config.model_fields.get(section)
+    default = field.default if field else None
+    return isinstance(getattr(default, key, None) if key else default, BaseModel | tuple)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

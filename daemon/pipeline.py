@@ -57,6 +57,8 @@ class Call:
         self._services = services
         self._notify = notify
         self._waiting: deque[Utterance] = deque()
+        self._abandoned: asyncio.Future[list[Output]] | None = None
+        """A `feed` whose caller was cancelled: its thread goes on, and the session is for one at a time."""
         self._changed = asyncio.Condition()
         self._closed = False
         self._scoring = True
@@ -68,7 +70,12 @@ class Call:
     async def feed(self, channels: Sequence[Samples]) -> None:
         """Takes the next samples of every channel; waits while too many finals wait."""
         loop = asyncio.get_running_loop()
-        outputs = await loop.run_in_executor(self._services.compute, self._session.feed, channels)
+        feeding = loop.run_in_executor(self._services.compute, self._session.feed, channels)
+        try:
+            outputs = await asyncio.shield(feeding)
+        except asyncio.CancelledError:
+            self._abandoned = feeding
+            raise
         self.totals = replace(self.totals, received_samples=self._session.received)
         await self._accept(outputs)
 
@@ -80,6 +87,10 @@ class Call:
         """Ends the stream: cuts what is open; `run` returns once it is scored."""
         loop = asyncio.get_running_loop()
         try:
+            if self._abandoned is not None:
+                outputs = await self._abandoned
+                self.totals = replace(self.totals, received_samples=self._session.received)
+                await self._accept(outputs)
             outputs = await loop.run_in_executor(self._services.compute, self._session.close)
             await self._accept(outputs)
         finally:

@@ -24,11 +24,12 @@ from daemon.batcher import Batcher
 from daemon.config import EMBEDDED, Config
 from daemon.embedded import EmbeddedRedis
 from daemon.engine import Engine, load_models, running_engine
-from daemon.errors import ConfigError
 from daemon.interfaces import Sink
+from daemon.listening import bound
 from daemon.messages import EmotionEvent, Event
 from daemon.metrics import Metrics
 from daemon.pipeline import Services
+from daemon.sinks.journal import check_directory
 from daemon.sinks.redis import RedisSink, StreamSettings
 from daemon.sinks.spool import Spool
 from daemon.transports.websocket import StreamRules, StreamServer
@@ -177,33 +178,18 @@ async def serve(
     Args:
         config: what to serve.
         on_ready: called once the socket listens, with the port.
-        stop: ends the service when it is set.
+        stop: ends the service when it is set; who gives one looks after signals too.
 
     Raises:
         ConfigError: if the configuration cannot work.
     """
-    stop = stop or asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    with _bound(config) as listening:
+    if stop is None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    with bound(config) as listening:
+        check_directory(config.streams.spool_dir)
         return await _serve_on(listening, config, on_ready, stop)
-
-
-def _bound(config: Config) -> socket.socket:
-    """The socket, bound before anything is loaded; left to uvicorn, a port in use would end in a traceback."""
-    listening = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; else a client that reads nothing keeps its connection for ever
-            limit_ms = round(config.limits.idle_timeout_s * 1000)
-            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
-        listening.bind((config.host, config.port))
-    except OSError as error:
-        listening.close()
-        problem = error.strerror or error
-        raise ConfigError(f"cannot listen on {config.host} port {config.port}: {problem}") from error
-    return listening
 
 
 async def _serve_on(
@@ -221,6 +207,8 @@ async def _serve_on(
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
         _log.info("stopping: finishing open streams")
+        # It waits for nothing yet, but all goes to the disk now: we may be killed while we finish streams.
+        await daemon.sink.drain(0)
         left = await daemon.streams.drain(config.drain_timeout_s)
         waiting = await daemon.sink.drain(config.drain_timeout_s)
         server.should_exit = True

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from daemon.messages import Utterance
-from daemon.segmenter import Cut, Endpointing, Segmenter, Started
 from model.audio import POST_PAD, VAD_WINDOW, Samples
+from model.segmenter import Cut, Endpointing, Segmenter, Started
 
 SpeechProbabilities = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 """Consecutive windows `float32 [N, 512]` of one channel to probabilities `float32 [N]`; carries its own state."""
@@ -121,7 +121,7 @@ class ChannelStream:
 
 
 class Session:
-    """All channels of one stream.
+    """All channels of one stream. One call at a time: whoever runs it in threads waits for one before the next.
 
     Args:
         detectors: one per channel.

@@ -1,6 +1,7 @@
 """The demonstration: a real daemon, a real call through a real WebSocket, events read back from Redis and compared."""
 
 import asyncio
+import signal
 import tempfile
 import uuid
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ from rich.console import Console
 from daemon.client import paced, stream
 from daemon.config import load_config
 from daemon.events import read_call, read_events
-from daemon.live import show
+from daemon.live import ending, show
 from daemon.server import Daemon, serve
 from model.recording import read_recording
 
@@ -33,7 +34,7 @@ async def run_demo(recording: Path, console: Console, speed: float) -> int:
     """Streams a call at the pace it was spoken and shows each event as it comes back from Redis.
 
     Returns:
-        0 if the events read back from Redis equal those that the client received, else 1.
+        0 if the whole call was streamed and the events read back from Redis equal those that the client received, else 1.
 
     Raises:
         ConfigError: if the daemon cannot start.
@@ -44,12 +45,13 @@ async def run_demo(recording: Path, console: Console, speed: float) -> int:
     with tempfile.TemporaryDirectory(prefix="medusa-demo-") as spool:
         config = load_config(None, {"port": 0, "streams": {"embedded_port": 0, "spool_dir": spool}})
         stop = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         serving = asyncio.create_task(serve(config, lambda daemon, port: ready.set_result((daemon, port)), stop))
         waited: set[asyncio.Future[Any]] = {serving, ready}
-        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-        if serving.done():
-            return await serving
         try:
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                return await serving
             daemon, port = ready.result()
             console.print(
                 f"daemon: ws://127.0.0.1:{port}/v1/stream   redis: {daemon.redis_url}   bundle: {daemon.bundle_id}"
@@ -72,7 +74,7 @@ async def _stream_and_compare(audio: Any, daemon: Daemon, port: int, console: Co
         elif message["type"] == "session.closed":
             seen.closed = message
         elif message["type"] == "error":
-            console.print(f"[red]{message['message']}[/red]")
+            console.print(message["message"], style="red", markup=False)
     try:
         await asyncio.wait_for(showing, _READ_BACK_S)
     except TimeoutError:
@@ -109,10 +111,13 @@ def _verdict(seen: _Seen, entries: list[dict[str, str]], console: Console) -> in
         ]
     if seen.closed is None or seen.closed["totals"]["finals"] != finals:
         problems.append("the totals of session.closed do not fit what was received")
-    if finals == 0:
+    line, good = ending(seen.closed) if seen.closed else (None, True)
+    if line is not None and not good:
+        problems.append(line)
+    elif finals == 0:
         problems.append("no utterance was found in the recording")
     for problem in problems[:5]:
-        console.print(f"[red]{problem}[/red]")
+        console.print(problem, style="red", markup=False)
     if not problems:
         console.print(f"[green]{len(stored)} events read back from Redis equal those the client received.[/green]")
     return 1 if problems else 0

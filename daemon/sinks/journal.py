@@ -8,6 +8,7 @@ import fcntl
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,38 @@ class Place:
     length: int
 
 
+def check_directory(directory: Path) -> None:
+    """Whether a journal could lie in `directory`, without leaving anything there.
+
+    Raises:
+        ConfigError: if the directory, or the first of its parents that exists, cannot be written.
+    """
+    try:
+        try_directory(directory)
+        for name in (_FILE, _LOCK):
+            if (directory / name).exists():
+                os.close(os.open(directory / name, os.O_RDWR))
+    except OSError as error:
+        raise _not_writable(directory, error) from error
+
+
+def try_directory(directory: Path) -> None:
+    """Writes a file that nobody sees to the directory, or to the first of its parents that exists.
+
+    Raises:
+        OSError: if that cannot be done.
+    """
+    existing = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
+    with tempfile.TemporaryFile(dir=existing):
+        pass
+
+
+def _not_writable(directory: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"cannot write the spool directory {directory}: {error.strerror}: set streams.spool_dir to another"
+    )
+
+
 class Journal:
     """The file of one directory, held by one process at a time.
 
@@ -51,7 +84,7 @@ class Journal:
             directory.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT, _MODE)
         except OSError as error:
-            raise ConfigError(f"cannot write the spool directory {directory}: {error.strerror}") from error
+            raise _not_writable(directory, error) from error
         try:
             # A lock file of its own: the lock of a file that `rewrite` replaces would go with the old file.
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

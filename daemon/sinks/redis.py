@@ -7,6 +7,11 @@
 Entries leave the spool once both of their streams have them. Everything else is a retry of the oldest batch, with
 growing pauses, for as long as it takes: also for an entry that Redis refuses for good (a key of another type, say),
 which would otherwise be lost silently. `healthy` then says what an operator has to repair.
+
+An entry whose acknowledgement was lost on its way is sent again once Redis can be reached, and must be recognised then,
+however long that took. So its seen keys live `unsure_ttl_s`, a month, until we know that Redis has it; after that,
+`seen_ttl_s`, an hour, is enough for a late repetition, and Redis need not remember a month of events. Only an outage longer
+than the month can repeat the entries of the one batch that was under way when it began.
 """
 
 import asyncio
@@ -43,8 +48,8 @@ _log = logging.getLogger(__name__)
 
 _APPEND: Final = """
 -- KEYS: the stream, then one seen key per entry.
--- ARGV: longest stream, seconds until the stream expires (0: never), seconds that a seen key lives; then per entry
---       the number of its fields and values, and those.
+-- ARGV: longest stream, seconds until the stream expires (0: never), seconds that a seen key lives until we
+--       acknowledge the entry; then per entry the number of its fields and values, and those.
 -- XADD comes before SET: where it fails (no memory, read-only), the script ends, and the retry is no repetition.
 local at = 4
 for entry = 2, #KEYS do
@@ -83,7 +88,9 @@ class StreamSettings:
         call_prefix: with the call's id, the stream of one call.
         maxlen: entries that a stream keeps, approximately.
         call_ttl_s: a call's stream goes this long after its last entry; 0 for never.
-        seen_ttl_s: how long a repeated event is recognised.
+        seen_ttl_s: how long a repeated event is recognised once its delivery was acknowledged.
+        unsure_ttl_s: how long one is recognised whose acknowledgement did not reach us: the longest outage that
+            repeats nothing.
         batch: entries per round trip.
     """
 
@@ -92,6 +99,7 @@ class StreamSettings:
     maxlen: int = 100_000
     call_ttl_s: int = 86_400
     seen_ttl_s: int = 3_600
+    unsure_ttl_s: int = 30 * 86_400
     batch: int = 64
 
     def call_key(self, call: str) -> str:
@@ -134,6 +142,8 @@ class RedisSink:
         self._keeping = True
         self._quiet = False
         self._stopping = False
+        self._settled: list[str] = []
+        """Seen keys of entries that are acknowledged since the last round trip: they may go earlier."""
         self._arrived = asyncio.Event()
         self._empty = asyncio.Event()
         self._hurry = asyncio.Event()
@@ -176,7 +186,11 @@ class RedisSink:
         return self._problem or self._spool.problem()
 
     async def drain(self, timeout_s: float) -> int:
-        """Waits until everything accepted is delivered; returns how many events were still waiting at the end."""
+        """Waits until everything accepted is delivered; returns how many events were still waiting at the end.
+
+        What waits is on disk from here on, and so is what is published later: we may be killed while we wait.
+        """
+        self._spool.secure()
         if len(self._spool):
             self._hurry.set()
             await _within(self._empty, timeout_s)
@@ -225,6 +239,7 @@ class RedisSink:
             await self._deliver(batch)
         elif self._problem is not None or self._quiet:
             await self._client.ping()
+            await self._call("EVALSHA", _APPEND_SHA, {})
         self._tell(None)
         if not len(self._spool):
             self._arrived.clear()
@@ -249,22 +264,30 @@ class RedisSink:
         taken = sum(1 for _ in takewhile(lambda fields: failed.keys().isdisjoint(self._keys(fields)), batch))
         self._spool.ack(taken)
         self.published += taken
+        for fields in batch[:taken]:
+            self._settled += (self._settings.seen_key(key, fields["event_id"]) for key in self._keys(fields))
         for key, error in failed.items():
             raise UpstreamError(f"{_reason(error)} (stream {key!r})") from error
 
     async def _call(self, command: str, script: str, streams: Mapping[str, Sequence[Fields]]) -> list[Any]:
-        """One call per stream, so that a stream has all of its entries or, where one fails, none behind that one."""
+        """One call per stream, so that a stream has all of its entries or, where one fails, none behind that one.
+
+        The seen keys of the batches before go along, to live no longer than they need to.
+        """
+        settled, self._settled = self._settled, []
         async with self._client.pipeline(transaction=False) as pipeline:
             for key, entries in streams.items():
                 seen = [self._settings.seen_key(key, fields["event_id"]) for fields in entries]
                 pipeline.execute_command(command, script, 1 + len(seen), key, *seen, *self._arguments(key, entries))
+            for name in settled:
+                pipeline.expire(name, self._settings.seen_ttl_s)
             results: list[Any] = await pipeline.execute(raise_on_error=False)
-            return results
+            return results[: len(streams)]
 
     def _arguments(self, key: str, entries: Sequence[Fields]) -> list[str | int]:
         settings = self._settings
         ttl_s = 0 if key == settings.events_key else settings.call_ttl_s
-        arguments: list[str | int] = [settings.maxlen, ttl_s, settings.seen_ttl_s]
+        arguments: list[str | int] = [settings.maxlen, ttl_s, settings.unsure_ttl_s]
         for fields in entries:
             arguments.append(2 * len(fields))
             for name, value in fields.items():
@@ -293,7 +316,7 @@ def connect(url: str, *, reply_timeout_s: float) -> "Redis":
         ConfigError: if `url` is no Redis URL.
     """
     try:
-        return Redis.from_url(
+        client = Redis.from_url(
             url,
             protocol=2,
             decode_responses=True,
@@ -303,9 +326,23 @@ def connect(url: str, *, reply_timeout_s: float) -> "Redis":
             socket_timeout=reply_timeout_s,
             retry=Retry(NoBackoff(), 0),
         )
+        # This connects nothing, but only here redis-py notices an option that it does not know.
+        client.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
+    except TypeError as error:
+        unknown = str(error).rpartition("() ")[2]
+        raise ConfigError(f"not a Redis URL: an option behind its question mark is not known ({unknown})") from error
     except ValueError as error:
         # Not the URL itself: it may hold a password.
         raise ConfigError(f"not a Redis URL (redis://host:port/db expected): {error}") from error
+    return client
+
+
+def without_password(url: str) -> str:
+    """A Redis URL as it may be shown: without user, password and options; also of a URL that is none."""
+    address = url.partition("?")[0]
+    _, at, host = address.rpartition("@")
+    scheme, found, _ = address.partition("://")
+    return f"{scheme}://***@{host}" if at and found else f"***@{host}" if at else address
 
 
 def _reason(error: Exception) -> str:

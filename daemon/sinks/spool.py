@@ -1,7 +1,7 @@
 """Entries on their way to Redis: first in memory, then in a file; in order, bounded, and gone only once acknowledged.
 
 The rules:
-1. A new entry stays in memory while fewer than `memory_limit` do; else it is written to the file.
+1. A new entry stays in memory while fewer than `memory_limit` do; else, and always after `secure`, it is written to the file.
 2. With `memory_limit + disk_limit` entries waiting, a new one costs the oldest interim entry that is not being
    delivered; if there is none, the new entry itself is lost. A final entry never goes for another one.
 3. What was lost is counted in a `gap` entry at the place where its session's first loss was, one per session until
@@ -9,8 +9,8 @@ The rules:
 4. `peek` gives the oldest entries, `ack` removes them. What was peeked is being delivered: it is not dropped any more,
    because it may already be in Redis.
 5. `close` writes what is in memory to the file; the next `Spool` of the directory goes on from there. A process that is
-   killed loses what was only in memory (`memory_limit=0`: nothing), and gives again what was delivered but not
-   acknowledged, which Redis recognises by `event_id`.
+   killed loses what was only in memory (`memory_limit=0`, or after `secure`: nothing), and gives again what was delivered
+   but not acknowledged, which Redis recognises by `event_id`.
 
 The file's lines, later ones over earlier ones with the same number:
 
@@ -74,6 +74,7 @@ class Spool:
         self._slots: OrderedDict[int, _Slot] = OrderedDict()
         self._interims: deque[int] = deque()
         self._gap_of: dict[str, int] = {}
+        self._secured = False
         self._closed = False
         self._next = 0
         self._pinned = -1
@@ -106,7 +107,7 @@ class Spool:
             self._compact()
             return False
         slot = _Slot("interim" if interim else "final", fields)
-        if self._in_memory >= self._memory_limit and self._file(number, slot):
+        if (self._secured or self._in_memory >= self._memory_limit) and self._file(number, slot):
             slot.fields = None
         self._set(number, slot)
         if interim:
@@ -139,6 +140,20 @@ class Spool:
         if self._on_disk < filed:
             self._note({"done": number})
             self._compact()
+
+    def secure(self) -> None:
+        """Writes what is only in memory to the file, and from now on every new entry: nothing is lost by being killed.
+
+        What the disk does not take stays in memory; `problem` says why.
+        """
+        self._secured = True
+        for number, slot in self._slots.items():
+            if slot.place is not None:
+                continue
+            self._count(slot, -1)
+            if self._file(number, slot) and slot.kind != "gap":
+                slot.fields = None
+            self._count(slot, +1)
 
     def close(self) -> None:
         """Writes what is only in memory to the file, and frees it.

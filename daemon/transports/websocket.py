@@ -38,10 +38,10 @@ from daemon.messages import CallInfo
 from daemon.metrics import Metrics
 from daemon.pipeline import Call, Services
 from daemon.resample import AudioDecoder
-from daemon.segmenter import Endpointing
 from daemon.session import Session
 from daemon.transports.request import StreamRequest, parse_object, request_of_message, request_of_query
 from model.audio import samples_from_ms
+from model.segmenter import Endpointing
 from model.vad import SpeechDetector
 
 _START_TIMEOUT_S = 10.0
@@ -158,7 +158,8 @@ class StreamServer:
             await _close_quietly(websocket, error.close_code)
             return
         except (WebSocketDisconnect, TimeoutError):
-            await _close_quietly(websocket, CLOSE_POLICY)
+            # Nobody was spoken to yet: on our way down there is nothing to finish.
+            await _close_quietly(websocket, CLOSE_GOING_AWAY if self.draining else CLOSE_POLICY)
             return
         await _Connection(websocket, self._rules, self._services, self._stopping, self._metrics, info).serve(
             request, decoder
@@ -167,7 +168,7 @@ class StreamServer:
     async def _request(self, websocket: WebSocket) -> StreamRequest:
         if websocket.query_params:
             return request_of_query(websocket.query_params)
-        message = await asyncio.wait_for(websocket.receive(), _START_TIMEOUT_S)
+        message = await self._first_message(websocket)
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect
         if message.get("text") is None:
@@ -175,6 +176,25 @@ class StreamServer:
                 "bad_start", "audio came before the stream's parameters: give them in the query or as a start message"
             )
         return request_of_message(message["text"])
+
+    async def _first_message(self, websocket: WebSocket) -> "MutableMapping[str, Any]":
+        """The message that opens a stream.
+
+        Raises:
+            TimeoutError: if it does not come in time, or before the process goes down.
+        """
+        receiving = asyncio.create_task(websocket.receive())
+        draining = asyncio.create_task(self._stopping.draining.wait())
+        try:
+            done, _ = await asyncio.wait(
+                {receiving, draining}, timeout=_START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            if receiving not in done:
+                raise TimeoutError
+            return receiving.result()
+        finally:
+            await _cancel(receiving)
+            await _cancel(draining)
 
     def _info(self, request: StreamRequest) -> CallInfo:
         if request.language not in (None, "en") and not self._rules.multilingual:

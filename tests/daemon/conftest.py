@@ -1,7 +1,6 @@
 """A real daemon for tests: the default bundle, an embedded Valkey, a WebSocket on a free port."""
 
 import asyncio
-import signal
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
@@ -104,7 +103,6 @@ async def serving(spool: Path, **flags: Any) -> AsyncIterator[Served]:
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     if running.done():
         raise RuntimeError(f"the daemon did not start: status {running.result()}")
-    loop.remove_signal_handler(signal.SIGINT)  # Ctrl-C belongs to pytest
     try:
         yield ready.result()
     finally:

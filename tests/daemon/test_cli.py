@@ -1,6 +1,8 @@
 """The command line: every command explains itself, and does what it says."""
 
 import asyncio
+import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,8 @@ def test_check_says_what_would_be_served() -> None:
     assert manifest.bundle_id in result.output
     assert all(member.name in result.output for member in manifest.ensemble.members)
     assert "embedded" in result.output
+    precision = next(line for line in result.output.splitlines() if "precision" in line)
+    assert "whisper int8" in precision
 
 
 @pytest.mark.parametrize("command", ["score", "demo"])
@@ -77,7 +81,7 @@ def test_a_file_that_is_no_recording(command: str, name: str) -> None:
     assert "Traceback" not in result.output
 
 
-@pytest.mark.parametrize("command", ["serve", "check"])
+@pytest.mark.parametrize("command", ["serve", "check", "tail"])
 def test_a_mistake_in_the_configuration(command: str, tmp_path: Path) -> None:
     """Told before anything is loaded."""
     file = tmp_path / "daemon.toml"
@@ -85,6 +89,56 @@ def test_a_mistake_in_the_configuration(command: str, tmp_path: Path) -> None:
     result = run(command, "--config", file)
     assert result.exit_code == 2
     assert "limits.max_streams" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("LOG_LEVEL", "loud", "log_level: Input should be 'DEBUG'"),
+        ("REDIS", "localhost:6379", "redis: not a Redis URL"),
+        ("HOST", "nowhere.invalid", "cannot listen on nowhere.invalid port 0"),
+        ("HOST", "192.0.2.1", "cannot listen on 192.0.2.1 port 0: "),
+        ("HOST", "a" * 64, "cannot listen on aaa"),
+        (
+            "STREAMS__SPOOL_DIR",
+            "daemon.toml/spool",
+            "cannot write the spool directory daemon.toml/spool: Not a directory",
+        ),
+        (
+            "STREAMS__EMBEDDED_DIR",
+            "daemon.toml/data",
+            "the embedded Redis cannot write daemon.toml/data: Not a directory",
+        ),
+    ],
+)
+def test_check_refuses_what_serve_refuses(
+    variable: str, value: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same words."""
+    (tmp_path / "daemon.toml").touch()
+    monkeypatch.setenv("MEDUSA_PORT", "0")
+    monkeypatch.setenv(f"MEDUSA_{variable}", value)
+    results = [run(command) for command in ("check", "serve")]
+    assert [result.exit_code for result in results] == [2, 2]
+    assert says in results[0].stderr
+    assert results[0].stderr == results[1].stderr
+    assert "Traceback" not in results[0].output
+
+
+def test_check_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Who checks may be another user than who serves."""
+    assert run("check").exit_code == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_of_a_running_daemon_says_that_its_port_is_in_use() -> None:
+    """That is no mistake."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        result = run("check", "--port", str(taken.getsockname()[1]))
+    assert result.exit_code == 0, result.output
+    assert "in use at this moment" in result.output
 
 
 def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,28 +163,70 @@ def test_demo_of_silence_fails_and_says_why() -> None:
     assert "no utterance was found" in result.output
 
 
-def test_stream_without_a_server() -> None:
-    result = run("stream", TWO, "--url", "ws://127.0.0.1:1/v1/stream")
-    assert result.exit_code == 1
-    assert "cannot reach the server" in result.stderr
-    assert "Traceback" not in result.output
+@pytest.mark.parametrize(
+    ("url", "status", "says"),
+    [
+        ("ws://127.0.0.1:1/v1/stream", 1, "cannot reach the server: nobody listens at ws://127.0.0.1:1/v1/stream"),
+        ("ws://nowhere.invalid/v1/stream", 1, "cannot reach the server: ws://nowhere.invalid/v1/stream"),
+        ("http://127.0.0.1:8765/v1/stream", 2, "'http://127.0.0.1:8765/v1/stream' is no URL of a stream"),
+        ("127.0.0.1:8765", 2, "'127.0.0.1:8765' is no URL of a stream"),
+    ],
+)
+def test_stream_without_a_server(url: str, status: int, says: str) -> None:
+    """One line."""
+    result = run("stream", TWO, "--url", url)
+    assert result.exit_code == status
+    assert result.stderr.startswith(says)
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["stream", "demo"])
+@pytest.mark.parametrize("speed", ["-1", "nan", "inf"])
+def test_a_speed_that_is_none_is_refused(command: str, speed: str) -> None:
+    """Before anything is started."""
+    result = run(command, TWO, "--speed", speed)
+    assert result.exit_code == 2
+    assert f"{speed} is no speed: 1 is real time" in result.stderr
+
+
+def test_tail_cannot_know_a_port_that_is_chosen_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDUSA_STREAMS__EMBEDDED_PORT", "0")
+    result = run("tail")
+    assert result.exit_code == 2
+    assert "--redis" in result.stderr
+
+
+def test_score_of_silence_says_so() -> None:
+    result = run("score", ASSETS / "silence_noise.flac")
+    assert result.exit_code == 0
+    assert "no speech was found in" in result.stderr
 
 
 async def test_stream_shows_results_or_why_there_are_none(tmp_path: Path) -> None:
     """Also of a full server, and of a server that has no streams at the URL."""
 
-    async def streamed(url: str) -> Result:
+    async def streamed(url: str, file: Path = TWO) -> Result:
         """In a thread, because the command has a loop of its own."""
-        return await asyncio.to_thread(run, "stream", TWO, "--url", url, "--speed", "0")
+        return await asyncio.to_thread(run, "stream", file, "--url", url, "--speed", "0")
 
     async with serving(tmp_path / "spool", limits={"max_streams": 1}) as served:
-        good = await streamed(served.url)
+        good = await streamed(f"{served.url}?call_id=named")
+        events = await served.events("named")
+        silent = await streamed(served.url, ASSETS / "silence_noise.flac")
         page = await streamed(served.url.replace("/v1/stream", "/health"))
         async with connect(f"{served.url}?channels=1") as held:
             await held.recv()
             full = await streamed(served.url)
     assert (good.exit_code, good.stderr) == (0, "")
     assert "Friday" in good.output
+    assert [fields["type"] for fields in events if fields["type"] != "emotion.interim"] == [
+        "call.started",
+        "emotion",
+        "emotion",
+        "call.ended",
+    ]
+    assert silent.exit_code == 0
+    assert re.fullmatch(r"no speech was found in \d+\.\d s of audio\n", silent.stderr)
     assert page.exit_code == full.exit_code == 1
     assert "is no stream server" in page.stderr
     assert "come back later" in full.stderr

@@ -7,7 +7,7 @@ import pytest
 
 from daemon.config import DEFAULT_BUNDLE, EMBEDDED, load_config
 from daemon.errors import ConfigError
-from daemon.segmenter import Endpointing
+from model.segmenter import Endpointing
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +100,10 @@ def test_an_unknown_section_in_the_environment(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_section_in_the_environment_that_is_no_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDUSA_LIMITS", "many")
-    assert "limits" in mistakes(None)
+    monkeypatch.setenv("MEDUSA_MODELS__WHISPER_SOURCES", '["path:/here"]')
+    message = mistakes(None)
+    assert '"limits"' in message
+    assert ", from MEDUSA_LIMITS: it must be JSON" in message
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -118,3 +121,77 @@ def test_a_variable_that_means_nothing_is_told(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("MEDUSA_REDDIS", "redis://somewhere")
     with pytest.raises(ConfigError, match="reddis: Extra inputs are not permitted"):
         load_config(None, {})
+
+
+def test_one_mistake_is_one(file: Path) -> None:
+    file.write_text("port = -1\n")
+    assert mistakes(file).startswith("the configuration has a mistake:\n  port: ")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "key"),
+    [
+        ("MEDUSA_PORT", "eighty", "port"),
+        ("medusa_port", "eighty", "port"),
+        ("MEDUSA_LIMITS__OUTBOX", "0", "limits.outbox"),
+        ("MEDUSA_LIMITS", '{"outbox": 0}', "limits.outbox"),
+        ("MEDUSA_ENDPOINTING__ONSET", "2", "endpointing"),
+        ("MEDUSA_MODELS__WHISPER_SOURCES", "[1]", "models.whisper_sources.0"),
+        ("MEDUSA_REDDIS", "redis://here", "reddis"),
+    ],
+)
+def test_the_variable_that_said_it_is_named(
+    file: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, key: str
+) -> None:
+    """And no other: a mistake of the file has none."""
+    file.write_text("interim_ms = -1\n[limits]\nmax_streams = 0\n")
+    monkeypatch.setenv(variable, value)
+    _, *lines = mistakes(file).splitlines()
+    (line,) = [line for line in lines if line.startswith(f"  {key}: ")]
+    assert line.endswith(f", from {variable})")
+    assert len(lines) == 3
+    assert sum(", from " in line for line in lines) == 1
+
+
+def test_a_flag_that_wins_over_a_variable_is_not_the_variables_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDUSA_PORT", "80")
+    assert "MEDUSA" not in mistakes(None, port=70_000)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("log_level", "loud", "'INFO', 'WARNING'"),
+        ("redis", "localhost:6379", "not a Redis URL"),
+        ("redis", "http://localhost", "redis://"),
+        ("redis", "redis://localhost:port/0", "not a Redis URL"),
+        ("redis", "redis://localhost/0?tiemout=3", "'tiemout'"),
+        ("host", "", "at least 1 character"),
+    ],
+)
+def test_what_serve_would_refuse_is_a_mistake_of_the_configuration(key: str, value: str, says: str) -> None:
+    """Told by `check` too, and with all others."""
+    message = mistakes(None, **{key: value})
+    assert f"\n  {key}: " in message
+    assert says in message
+
+
+def test_a_password_is_not_shown() -> None:
+    """Also where the URL is none."""
+    for url in ("redis://user:secret@host:port/0", "user:secret@host:6379", "http://host?password=secret"):
+        message = mistakes(None, redis=url)
+        assert "secret" not in message
+        assert "host" in message
+
+
+def test_a_log_level_may_be_written_small() -> None:
+    assert load_config(None, {"log_level": "debug"}).log_level == "DEBUG"
+
+
+def test_where_the_events_are() -> None:
+    """For who reads them under the configuration of who writes them."""
+    assert load_config(None, {}).redis_url() == "redis://127.0.0.1:6390/0"
+    assert load_config(None, {"streams": {"embedded_port": 7000}}).redis_url() == "redis://127.0.0.1:7000/0"
+    assert load_config(None, {"redis": "rediss://far:1/2"}).redis_url() == "rediss://far:1/2"
+    with pytest.raises(ConfigError, match="embedded_port is 0"):
+        load_config(None, {"streams": {"embedded_port": 0}}).redis_url()

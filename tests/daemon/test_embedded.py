@@ -63,9 +63,9 @@ async def test_a_data_directory_keeps_the_data(tmp_path: Path) -> None:
 
 
 async def test_a_taken_port_is_a_configuration_error() -> None:
-    """It says which port."""
+    """It says which port, and the key that sets it."""
     async with EmbeddedRedis.start() as server:
-        with pytest.raises(ConfigError, match=f"does not start on port {server.port}"):
+        with pytest.raises(ConfigError, match=f"does not start on port {server.port}: .*streams.embedded_port"):
             async with EmbeddedRedis.start(port=server.port):
                 pass
 

@@ -12,6 +12,7 @@ from daemon.embedded import EmbeddedRedis
 from daemon.errors import ConfigError, UpstreamError
 from daemon.events import read_call, read_events
 from daemon.sinks.redis import DEFAULT_STREAMS
+from tests.waiting import until
 
 KEY = DEFAULT_STREAMS.events_key
 Entries = AsyncIterator[tuple[str, dict[str, str]]]
@@ -116,3 +117,24 @@ async def test_a_url_that_is_none_is_a_configuration_error() -> None:
     """Told at once."""
     with pytest.raises(ConfigError, match="not a Redis URL"):
         await anext(read_events("localhost:6379"))
+
+
+async def test_tells_when_redis_goes_and_comes_back(tmp_path: Path) -> None:
+    """Once each, with the reason."""
+    told: list[str | None] = []
+    async with EmbeddedRedis.start() as server:
+        pass
+    async with aclosing(read_events(server.url, start="0", on_change=told.append)) as events:
+        waiting = asyncio.create_task(next_numbers(events, 1))
+        await until(lambda: bool(told))
+        async with EmbeddedRedis.start(port=server.port, data_dir=tmp_path):
+            await add(server.url, 1)
+            assert await waiting == [1]
+            waiting = asyncio.create_task(next_numbers(events, 1))
+            await until_blocked(server.url)
+        await until(lambda: len(told) == 3)
+        async with EmbeddedRedis.start(port=server.port, data_dir=tmp_path):
+            await add(server.url, 2)
+            assert await waiting == [2]
+    assert [problem is None for problem in told] == [False, True, False, True]
+    assert str(server.port) in str(told[0])

@@ -8,21 +8,27 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.asyncio import Redis
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from daemon.client import stream
 from daemon.config import DEFAULT_BUNDLE
 from daemon.embedded import EmbeddedRedis
+from daemon.events import read_events
+from daemon.sinks.redis import DEFAULT_STREAMS
+from daemon.wire import redis_fields
 from model.audio import SAMPLE_RATE_HZ
 from tests.daemon.conftest import ASSETS, CALL, Message, each, events_of, finals, linear16_of, of_type, pieces, serving
+from tests.factories import make_call_event
 from tests.waiting import until
 
 TWO = ASSETS / "two_sentences.flac"
@@ -235,3 +241,148 @@ async def test_what_is_given_up_is_counted(tmp_path: Path) -> None:
     assert (events[-1]["type"], events[-1]["reason"]) == ("call.failed", "going_away")
     results = [fields for fields in events if fields["type"] == "emotion"]
     assert int(events[-1]["total_finals"]) == len(results) < int(events[-1]["total_utterances"])
+
+
+async def said(process: Process, what: str, stream: str = "stderr") -> str:
+    """Reads until a line says `what`, and gives that line."""
+    reader = process.stderr if stream == "stderr" else process.stdout
+    assert reader is not None
+    async with asyncio.timeout(WITHIN_S):
+        while what not in (line := (await reader.readline()).decode()):
+            assert line, f"the program ended without saying {what!r}"
+    return line
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "says"),
+    [(signal.SIGTERM, 1, "the server ended the call early (going_away), after "), (None, 130, "")],
+)
+async def test_stream_fails_where_the_server_goes_and_ends_with_ctrl_c(
+    tmp_path: Path, number: signal.Signals | None, status: int, says: str
+) -> None:
+    """In the middle of a call: a signal to the server, or else a Ctrl-C for the client."""
+    async with EmbeddedRedis.start() as redis, serve_program(tmp_path, "--redis", redis.url) as (server, url):
+        client = await program(tmp_path, "stream", str(CALL), "--url", url)
+        await said(client, "…", "stdout")
+        (client if number is None else server).send_signal(number or signal.SIGINT)
+        found, problem = await outcome(client)
+    assert (found, "Traceback" in problem) == (status, False), problem
+    assert problem.startswith(says)
+    assert problem.count("\n") == (1 if says else 0)
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "says"),
+    [(signal.SIGTERM, 1, "the server ended the call early (going_away)"), (signal.SIGINT, 130, "")],
+)
+async def test_demo_fails_where_it_is_stopped_in_the_middle(
+    tmp_path: Path, number: signal.Signals, status: int, says: str
+) -> None:
+    """It never calls half a call a success."""
+    process = await program(tmp_path, "demo", str(CALL))
+    await said(process, "…", "stdout")
+    process.send_signal(number)
+    async with asyncio.timeout(WITHIN_S):
+        out, problem = await process.communicate()
+    assert (process.returncode, problem) == (status, b"")
+    assert says in out.decode()
+    assert "equal those" not in out.decode()
+
+
+async def test_ctrl_c_ends_a_stream_of_a_silent_input(tmp_path: Path) -> None:
+    """At once, and not when the next byte comes."""
+    async with serving(tmp_path / "spool") as served:
+        client = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "daemon", "stream", "-", "--url", f"{served.url}?call_id=silent"),
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        async with aclosing(read_events(served.daemon.redis_url, start="0")) as entries:
+            await asyncio.wait_for(anext(entries), WITHIN_S)
+            client.send_signal(signal.SIGINT)
+            async with asyncio.timeout(10):
+                status = await client.wait()
+        assert client.stdin is not None
+        client.stdin.close()
+    assert status == 130
+
+
+async def test_tail_says_that_it_waits_and_reads_the_configuration_of_serve(tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "daemon.toml").write_text(f'redis = "redis://user:secret@127.0.0.1:{port}/0"\n', encoding="utf-8")
+    tail = await program(tmp_path, "tail", "--config", "daemon.toml", env={**ENVIRONMENT, "COLUMNS": "20"})
+    try:
+        waiting = await said(tail, "waiting for")
+        assert waiting.startswith(f"waiting for redis://***@127.0.0.1:{port}/0: ")
+        async with EmbeddedRedis.start(port=port) as server, Redis.from_url(server.url) as client:
+            await client.acl_setuser("user", enabled=True, passwords=["+secret"], keys=["*"], commands=["+@all"])
+            assert await said(tail, "watching") == f"watching redis://***@127.0.0.1:{port}/0\n"
+            await client.xadd(DEFAULT_STREAMS.events_key, dict[Any, Any](redis_fields(make_call_event())))
+            await said(tail, "call call-1 started", "stdout")
+        await said(tail, "waiting for")
+        tail.send_signal(signal.SIGINT)
+        status, problem = await outcome(tail)
+        assert (status, "Traceback" in problem) == (130, False), problem
+    finally:
+        if tail.returncode is None:
+            tail.kill()
+            await tail.communicate()
+
+
+async def test_a_connection_that_says_nothing_holds_up_no_shutdown(tmp_path: Path) -> None:
+    """It has no stream to finish: it is sent away."""
+    async with serving(tmp_path) as served:
+        silent = await connect(served.url)
+        assert (await served.get("/metrics"))[1].count("medusa_streams 1.0") == 1
+        begun = time.monotonic()
+    await silent.wait_closed()
+    assert silent.close_code == 1001
+    assert time.monotonic() - begun < 5.0
+
+
+async def test_a_kill_in_the_middle_of_a_shutdown_loses_nothing(tmp_path: Path) -> None:
+    """While it finishes streams, with Redis away: what was published before is on disk by then."""
+    port = free_port()
+    redis = f"redis://127.0.0.1:{port}/0"
+    async with serve_program(tmp_path, "--redis", redis) as (process, url):
+        messages = [
+            message async for message in stream(url, each(pieces(linear16_of(TWO))), call_id="killed", interim_ms=0)
+        ]
+        spooled = tmp_path / ".medusa" / "spool" / "spool.jsonl"
+        busy, first = pieces(linear16_of(CALL) * 10, 1 << 16), asyncio.Event()
+
+        async def flood() -> None:
+            async for message in stream(url, each(busy), sample_rate=SAMPLE_RATE_HZ, channels=2):
+                if message["type"] == "emotion":
+                    first.set()
+
+        flooding = asyncio.create_task(flood())
+        await asyncio.wait_for(first.wait(), WITHIN_S)
+        assert spooled.stat().st_size == 0
+        process.send_signal(signal.SIGTERM)
+        await until(lambda: spooled.stat().st_size > 0)
+        assert not flooding.done()
+        process.kill()
+        await process.communicate()
+        with pytest.raises(ConnectionError):
+            await flooding
+    async with EmbeddedRedis.start(port=port), serving(tmp_path / ".medusa" / "spool", redis=redis):
+        _, *stored, ended = await events_of(redis, "killed")
+    assert [fields["event_id"] for fields in stored] == [message["event_id"] for message in finals(messages)]
+    assert ended["type"] == "call.ended"
+
+
+@pytest.mark.parametrize(("host", "shown"), [("0.0.0.0", "localhost"), ("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
+async def test_the_urls_that_serve_prints_can_be_opened(tmp_path: Path, host: str, shown: str) -> None:
+    """A wildcard is an address to listen on, none to go to."""
+    password = "redis://user:secret@127.0.0.1:1/0"
+    async with serve_program(tmp_path, "--redis", password, "--host", host) as (process, url):
+        assert url.startswith(f"ws://{shown}:")
+        assert await said(process, "events", "stdout") == "events  redis://***@127.0.0.1:1/0  (stream medusa:events)\n"
+        async with connect(f"{url}?channels=1") as connection:
+            assert json.loads(await connection.recv())["type"] == "session.created"
+        process.kill()
+        await process.communicate()

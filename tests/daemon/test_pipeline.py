@@ -1,22 +1,24 @@
 """One call from audio to events, with scripted speech and a scripted engine."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from daemon.errors import UpstreamError
 from daemon.messages import CallEvent, EmotionEvent, Totals
 from daemon.pipeline import Call, Services
-from daemon.segmenter import Endpointing
 from daemon.session import Session
 from daemon.sinks.memory import MemorySink
 from daemon.wire import Message
 from model.audio import PRE_PAD, SAMPLE_RATE_HZ, VAD_WINDOW, Samples
+from model.segmenter import Endpointing
 from tests.factories import make_info
 from tests.fakes import ScriptedDetector, ScriptedScorer
 from tests.waiting import until
@@ -273,3 +275,37 @@ async def test_a_chunk_that_lacks_a_channel_is_refused() -> None:
     async with playing([], []) as played:
         with pytest.raises(ValueError, match="has 2 channels, got 1"):
             await played.call.feed(one)
+
+
+async def test_a_feed_that_was_cancelled_ends_before_the_close_begins() -> None:
+    """Its thread cannot be stopped, and a session is for one at a time: what it found is published too."""
+    entered, go_on = threading.Event(), threading.Event()
+    inside: list[int] = []
+    scripted = ScriptedDetector(SPEECH + PAUSE + SPEECH)
+
+    def detect(windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        inside.append(len(windows))
+        assert len(inside) == 1, "two threads are in one session"
+        entered.set()
+        go_on.wait(10)
+        inside.pop()
+        return scripted(windows)
+
+    sink = MemorySink()
+    with ThreadPoolExecutor(2) as compute:
+        session = Session([detect], Endpointing(), 0)
+        call = Call(make_info(roles=("customer",)), session, Services(ScriptedScorer(), sink, compute), lambda _: None)
+        scoring = asyncio.create_task(call.run())
+        feeding = asyncio.create_task(call.feed([np.zeros(40 * VAD_WINDOW + 5, np.float32)]))
+        await asyncio.to_thread(entered.wait, 10)
+        feeding.cancel()
+        await asyncio.wait({feeding})
+        closing = asyncio.create_task(call.close())
+        await asyncio.wait({closing}, timeout=0.1)
+        assert not closing.done()
+        go_on.set()
+        await closing
+        await scoring
+    found = [event.utterance.index for event in sink.events if isinstance(event, EmotionEvent)]
+    assert found == [0, 1]
+    assert call.totals == Totals(received_samples=40 * VAD_WINDOW + 5, utterances=2, finals=2)

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.messages import Utterance
-from daemon.segmenter import Endpointing
 from daemon.session import ChannelStream, Output, Session, SpeechStarted
 from model.audio import MAX_UTTERANCE, POST_PAD, PRE_PAD, SAMPLE_RATE_HZ, VAD_WINDOW, Samples
+from model.segmenter import Endpointing
 from tests.fakes import ScriptedDetector
 
 RULES = Endpointing()

@@ -20,7 +20,7 @@ from daemon.errors import ConfigError
 from daemon.events import read_call
 from daemon.interfaces import Sink
 from daemon.messages import Event
-from daemon.sinks.redis import DEFAULT_STREAMS, RedisSink, StreamSettings
+from daemon.sinks.redis import DEFAULT_STREAMS, RedisSink, StreamSettings, without_password
 from daemon.sinks.spool import Spool
 from daemon.wire import redis_fields
 from tests.factories import make_call_event, make_emotion_event, make_info
@@ -108,7 +108,86 @@ async def test_an_event_arrives_whole_in_both_streams(server: EmbeddedRedis, cli
     assert await read_call(server.url, "call-1") == wanted
     assert await client.ttl("medusa:events") == -1
     assert 86_000 < await client.ttl("medusa:call:call-1") <= 86_400
-    assert 3_500 < await client.ttl("{medusa:events}:seen:session-1:0:0:final") <= 3_600
+
+
+async def test_a_repetition_is_known_for_a_month_until_the_delivery_is_acknowledged(
+    server: EmbeddedRedis, client: "Redis", tmp_path: Path
+) -> None:
+    """Then for an hour: Redis need not remember a month of events. The next batch tells it."""
+    first, second = (
+        [f"{{{key}}}:seen:session-1:0:{index}:final" for key in ("medusa:events", "medusa:call:call-1")]
+        for index in range(2)
+    )
+    async with sink_to(server.url, tmp_path) as sink:
+        publish(sink, [make_emotion_event(0)])
+        assert await sink.drain(DRAIN_S) == 0
+        for key in first:
+            assert 29 * 86_400 < await client.ttl(key) <= 30 * 86_400
+        publish(sink, [make_emotion_event(1)])
+        assert await sink.drain(DRAIN_S) == 0
+        for key in first:
+            assert 3_500 < await client.ttl(key) <= 3_600
+        for key in second:
+            assert 29 * 86_400 < await client.ttl(key) <= 30 * 86_400
+        assert sink.retries == 0
+
+
+async def test_an_idle_sink_lets_the_last_seen_keys_go_too(
+    server: EmbeddedRedis, client: "Redis", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without another batch."""
+    monkeypatch.setattr("daemon.sinks.redis._QUIET_S", 0.05)
+    async with sink_to(server.url, tmp_path) as sink:
+        publish(sink, [make_emotion_event(0)])
+        assert await sink.drain(DRAIN_S) == 0
+        async with asyncio.timeout(DRAIN_S):
+            while await client.ttl("{medusa:events}:seen:session-1:0:0:final") > 3_600:  # noqa: ASYNC110 - Redis sets no event
+                await asyncio.sleep(0.01)
+
+
+async def test_a_lost_acknowledgement_repeats_nothing_after_a_long_outage(
+    server: EmbeddedRedis, client: "Redis", tmp_path: Path
+) -> None:
+    """Longer than an acknowledged event is known: a proxy passes the batch on and swallows the answer."""
+    settings = StreamSettings(seen_ttl_s=1)
+    swallowed = asyncio.Event()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream, downstream = await asyncio.open_connection("127.0.0.1", server.port)
+        while not swallowed.is_set() and (data := await reader.read(1 << 16)):
+            downstream.write(data)
+            answer = await upstream.read(1 << 16)
+            if await client.xlen("medusa:events"):
+                swallowed.set()
+            else:
+                writer.write(answer)
+        for end in (downstream, writer):
+            end.close()
+
+    proxy = await asyncio.start_server(forward, "127.0.0.1", 0)
+    port = proxy.sockets[0].getsockname()[1]
+    async with sink_to(f"redis://127.0.0.1:{port}/0", tmp_path, settings=settings) as sink:
+        wanted = publish(sink, some_events(3))
+        await asyncio.wait_for(swallowed.wait(), DRAIN_S)
+        proxy.close()
+        await asyncio.sleep(1.5)
+        assert sink.waiting == 3
+    async with sink_to(server.url, tmp_path, settings=settings) as sink:
+        assert await sink.drain(DRAIN_S) == 0
+    assert await ids(server.url) == wanted
+
+
+async def test_from_the_drain_on_everything_is_on_disk(tmp_path: Path) -> None:
+    """While Redis is away: whoever waits for the drain may be killed."""
+    async with sink_to(f"redis://127.0.0.1:{free_port()}/0", tmp_path / "killed") as sink:
+        wanted = publish(sink, some_events(5))
+        assert sink.spooled == 0
+        assert await sink.drain(0) == 5
+        wanted += publish(sink, some_events(5, first=5))
+        shutil.copytree(tmp_path / "killed", tmp_path / "copy")
+    after = Spool(tmp_path / "copy")
+    assert [fields["event_id"] for fields in after.peek(99)] == wanted
+    after.close()
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
@@ -382,3 +461,18 @@ def test_a_stream_and_its_seen_keys_share_a_cluster_slot(call: str, prefix: str)
     key = settings.call_key(call)
     seen = settings.seen_key(key, "session-1:0:0:final")
     assert key_slot(key.encode()) == key_slot(seen.encode())
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://host:6379/0", "redis://host:6379/0"),
+        ("redis://user:s@ecret@host:6379/0", "redis://***@host:6379/0"),
+        ("redis://:secret@host", "redis://***@host"),
+        ("redis://host/0?password=secret", "redis://host/0"),
+        ("user:secret@host", "***@host"),
+        ("embedded", "embedded"),
+    ],
+)
+def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert without_password(url) == shown

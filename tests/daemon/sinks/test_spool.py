@@ -340,3 +340,33 @@ def test_transcripts_on_disk_are_for_the_owner_only(tmp_path: Path) -> None:
     """The file holds what people said."""
     Spool(tmp_path).close()
     assert (tmp_path / "spool.jsonl").stat().st_mode & 0o077 == 0
+
+
+def test_what_is_secured_outlives_a_kill(tmp_path: Path) -> None:
+    """What waited in memory, gaps too, and what comes afterwards; the order stays, nothing is there twice."""
+    spool = Spool(tmp_path / "killed", memory_limit=4, disk_limit=2)
+    for number in range(4):
+        spool.append(entry(number), interim=False)
+    spool.append(entry(4), interim=False)
+    assert take(spool, 1) == [entry(0)]
+    spool.secure()
+    spool.append(entry(5), interim=False)
+    shutil.copytree(tmp_path / "killed", tmp_path / "copy")  # what a kill at this moment leaves
+    assert numbers(take(spool)) == [1, 2, 3, 4, 5]
+    spool.close()
+    after = Spool(tmp_path / "copy", memory_limit=4, disk_limit=2)
+    assert take(after) == [entry(number) for number in range(1, 6)]
+    after.close()
+
+
+def test_a_full_disk_leaves_secured_entries_in_memory(tmp_path: Path) -> None:
+    """And says so; nothing is lost as long as the process lives."""
+    spool = Spool(tmp_path, memory_limit=100)
+    for number in range(20):
+        spool.append(entry(number), interim=False)
+    with full_disk(2_000):
+        spool.secure()
+        assert "cannot write" in str(spool.problem())
+        spool.append(entry(20), interim=False)
+    assert numbers(take(spool)) == list(range(21))
+    spool.close()

@@ -1,0 +1,166 @@
+"""The pages about configuration and events say what the code does: all of it, and nothing else."""
+
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from daemon.commands import app
+from daemon.config import DEFAULT_BUNDLE, Config
+from daemon.messages import CallEvent, EmotionEvent, Scores
+from daemon.sinks.redis import DEFAULT_STREAMS
+from daemon.sinks.spool import Fields, Spool
+from daemon.wire import redis_fields
+from model.posteriors import Posteriors
+from tests.factories import make_call_event, make_emotion_event, make_info, make_scores, make_utterance
+
+ROOT: Final = Path(__file__).parents[2]
+CONFIGURATION: Final = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+EVENTS: Final = (ROOT / "docs" / "events.md").read_text(encoding="utf-8")
+TYPES: Final = {
+    "text": r".*",
+    "integer": r"\d+",
+    "number": r"\d+(\.\d{1,6})?",
+    "flag": r"[01]",
+}
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of a page's table rows, heads and rules left out."""
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| `")
+    ]
+    return cells
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of the configuration with its default; PydanticUndefined where the machine decides."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.default, BaseModel):
+            yield from keys(type(field.default), f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field.default
+
+
+def shown(default: Any) -> str:
+    """A default as the page writes it."""
+    if default is None:
+        return "none"
+    if default == ():
+        return "`[]`"
+    if default == DEFAULT_BUNDLE:
+        return f"`{DEFAULT_BUNDLE.relative_to(ROOT)}`"
+    return f"`{default}`"
+
+
+def flags() -> dict[str, str]:
+    """The flags of `serve`, by the key that they set."""
+    (serve,) = [
+        command.callback
+        for command in app.registered_commands
+        if command.callback and command.callback.__name__ == "serve"
+    ]
+    return {name: f"`--{name}`" for name in serve.__annotations__ if name in Config.model_fields}
+
+
+def test_every_key_with_its_variable_flag_and_default() -> None:
+    known = dict(keys(Config))
+    assert len(known) > 25
+    described = {row[0].strip("`"): row for row in rows(CONFIGURATION)}
+    assert list(described) == list(known)
+    for key, (_, variable, flag, default, meaning) in described.items():
+        assert variable == f"`MEDUSA_{key.upper().replace('.', '__')}`"
+        assert flag == flags().get(key, ""), key
+        assert default == shown(known[key]) or (known[key] is PydanticUndefined and default), key
+        assert meaning, key
+
+
+def test_the_flags_are_those_of_the_design() -> None:
+    """Else the column above could be empty."""
+    assert set(flags()) == {"host", "port", "redis", "bundle"}
+
+
+def emotion_entries() -> list[Fields]:
+    """Entries that between them leave empty all that can be."""
+    untrained = make_scores()
+    posteriors = untrained.posteriors
+    bare = Posteriors(posteriors.probabilities, (None, None, None), posteriors.uncertainty, abstained=True)
+    event = EmotionEvent(make_info(), make_utterance(), Scores(bare, None, untrained.latency), 1)
+    return [redis_fields(each) for each in (event, make_emotion_event(), make_emotion_event(interim=1))]
+
+
+def call_entries() -> list[Fields]:
+    info = make_info(metadata={"queue": "billing", "note": ""})
+    events: list[CallEvent] = [make_call_event("call.started", info=info), make_call_event("call.ended", info=info)]
+    entries = [redis_fields(event) for event in (*events, make_call_event("call.failed", info=info))]
+    return [{re.sub("^meta_.*", "meta_*", name): value for name, value in entry.items()} for entry in entries]
+
+
+def gap_entries() -> list[Fields]:
+    """A gap of one session, and one of many."""
+    found = []
+    for limit in (0, 1):
+        with tempfile.TemporaryDirectory() as folder:
+            spool = Spool(Path(folder), memory_limit=limit, disk_limit=0)
+            for index in range(2):
+                spool.append(redis_fields(make_emotion_event(index)), interim=False)
+            found += [fields for fields in spool.peek(9) if fields["type"] == "gap"]
+            spool.close()
+    assert sorted(gap["session"] for gap in found) == ["", "session-1"]
+    return found
+
+
+ENTRIES: Final = {
+    "`emotion`, `emotion.interim`": emotion_entries(),
+    "`call.started`, `call.ended`, `call.failed`": call_entries(),
+    "`gap`": gap_entries(),
+}
+SECTIONS: Final = {section.partition("\n")[0]: rows(section) for section in EVENTS.split("\n## ")[1:] if rows(section)}
+
+
+def test_every_kind_of_event_has_its_section() -> None:
+    assert set(SECTIONS) == {"Every entry", *ENTRIES}
+    described = next(row for row in SECTIONS["Every entry"] if row[0] == "`type`")[-1]
+    assert set(re.findall(r"`(.*?)`", described)) == {
+        entry["type"] for entries in ENTRIES.values() for entry in entries
+    }
+
+
+@pytest.mark.parametrize("section", ENTRIES)
+def test_every_field_with_its_type(section: str) -> None:
+    entries = ENTRIES[section]
+    described = {
+        name: row for row in SECTIONS["Every entry"] + SECTIONS[section] for name in re.findall(r"`(.*?)`", row[0])
+    }
+    for entry in entries:
+        assert set(entry) == set(described), entry["type"]
+        for name, value in entry.items():
+            assert value == "" or re.fullmatch(TYPES[described[name][1]], value), (name, value)
+
+
+@pytest.mark.parametrize("section", ENTRIES)
+def test_what_is_ever_empty_is_said_to_be(section: str) -> None:
+    entries = ENTRIES[section]
+    said = {name for row in SECTIONS[section] if row[3] != "never" for name in re.findall(r"`(.*?)`", row[0])}
+    own = {name for row in SECTIONS[section] for name in re.findall(r"`(.*?)`", row[0])}
+    assert {name for entry in entries for name in own if entry[name] == ""} == said
+    common = {name for entry in entries for name in entry.keys() - own if entry[name] == ""}
+    assert common == ({"call", "session"} if section == "`gap`" else set())
+
+
+def test_the_keys_and_times_are_those_of_the_sink() -> None:
+    assert f"`{DEFAULT_STREAMS.events_key}`" in EVENTS
+    assert f"`{DEFAULT_STREAMS.call_prefix}{{call_id}}`" in EVENTS
+    assert f"for {DEFAULT_STREAMS.unsure_ttl_s // 86_400} days" in EVENTS
+    assert DEFAULT_STREAMS.seen_ttl_s == 3600
+    assert f"(at most {DEFAULT_STREAMS.batch})" in EVENTS
+
+
+@pytest.mark.parametrize("page", ["docs/configuration.md", "docs/events.md"])
+def test_the_readme_leads_there(page: str) -> None:
+    assert f"]({page})" in (ROOT / "README.md").read_text(encoding="utf-8")
