@@ -69,6 +69,7 @@ class MemberSpec:
         feed_forward: width of a layer's feed-forward network.
         dropout: probability, used in training only.
         seed: seed of its initial weights and of its batches.
+        input_dropout: probability that an utterance is read without one of a modality's features; training only.
     """
 
     name: str
@@ -79,6 +80,7 @@ class MemberSpec:
     feed_forward: int
     dropout: float
     seed: int
+    input_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.modalities or len(set(self.modalities)) != len(self.modalities):
@@ -87,8 +89,9 @@ class MemberSpec:
             raise SpecError(f"member {self.name!r}: heads must divide dim, got {self.heads} and {self.dim}")
         if self.layers < 1:
             raise SpecError(f"member {self.name!r}: needs at least one layer, got {self.layers}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise SpecError(f"member {self.name!r}: dropout lies in [0, 1), got {self.dropout}")
+        for name, share in (("dropout", self.dropout), ("input_dropout", self.input_dropout)):
+            if not 0.0 <= share < 1.0:
+                raise SpecError(f"member {self.name!r}: {name} lies in [0, 1), got {share}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model.spec import EncoderKind, EncoderSpec, MemberSpec, SpecError
+from train.corpora import check_options
+from train.corpora.options import CorpusOptions
 from train.errors import RecipeError
 
 
@@ -18,16 +20,45 @@ class DataConfig(_Section):
     """Which corpus, and how speakers are divided."""
 
     corpus: str
+    options: CorpusOptions = CorpusOptions()
+    """How the corpus is read."""
     evaluate: tuple[str, ...] = ()
     """Corpora that only evaluate."""
+    evaluate_options: dict[str, CorpusOptions] = Field(default_factory=dict)
+    """How they are read, by name."""
     licence: str
     intended_votes: float = Field(ge=0)
     """How many annotators the actor's own intention counts for in the soft target."""
-    dev_fraction: float = Field(gt=0, lt=0.5)
-    test_fraction: float = Field(gt=0, lt=0.5)
+    split: Literal["speakers", "published", "session"] = "speakers"
+    """Speakers drawn at random; the corpus' own parts; or one session out: `test_session` tests and the next one selects."""
+    dev_fraction: float = Field(default=0.1, gt=0, lt=0.5)
+    test_fraction: float = Field(default=0.2, gt=0, lt=0.5)
     split_seed: int = 0
+    published_dev: tuple[str, ...] = ("dev",)
+    """Parts that select; none draws `dev_fraction` of the training speakers."""
+    published_test: tuple[str, ...] = ("test",)
+    allow_overlap: bool = False
+    """Accept speakers on two sides of a published split: the report names them."""
+    test_session: str = ""
     degraded_copies: int = Field(default=0, ge=0)
     """Copies of every clip as another room, microphone or line would have recorded it (`train.augment`)."""
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        if strangers := sorted(set(self.evaluate_options) - set(self.evaluate)):
+            raise ValueError(f"evaluate_options names {strangers}, which `evaluate` does not list")
+        if (self.split == "session") != bool(self.test_session):
+            raise ValueError(f'test_session belongs to split = "session", got {self.split!r} and {self.test_session!r}')
+        try:
+            for name in (self.corpus, *self.evaluate):
+                check_options(name, self.options if name == self.corpus else self.options_of(name))
+        except RecipeError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def options_of(self, name: str) -> CorpusOptions:
+        """How a corpus of `evaluate` is read."""
+        return self.evaluate_options.get(name, CorpusOptions())
 
 
 class TextConfig(_Section):
@@ -56,11 +87,14 @@ class EncoderConfig(_Section):
     kind: EncoderKind
     dim: int
     stack: int
+    states: tuple[int, ...] = ()
     sources: tuple[str, ...] = ()
     compute_type: str = "float32"
     revision: str = ""
     layer_rule: str = ""
     padding: str = ""
+    licence: str = Field(default="", exclude=True)
+    """Licence of the weights, for the model card. It decides no feature and no weight, so no dump and no key holds it."""
 
 
 class MemberConfig(_Section):
@@ -74,6 +108,7 @@ class MemberConfig(_Section):
     layers: int | None = None
     feed_forward: int | None = None
     dropout: float | None = None
+    input_dropout: float | None = None
 
 
 class MemberDefaults(_Section):
@@ -84,6 +119,7 @@ class MemberDefaults(_Section):
     layers: int
     feed_forward: int
     dropout: float
+    input_dropout: float = 0.0
 
 
 class StageConfig(_Section):
@@ -120,6 +156,8 @@ class Recipe(_Section):
 
     name: str
     seed: int = 0
+    notes: tuple[str, ...] = ()
+    """Sentences for the limits of the model card: what is true of this data and of this recipe alone."""
     data: DataConfig
     text: TextConfig | None = None
     encoders: dict[str, EncoderConfig]

@@ -15,7 +15,7 @@ from model.features import Frames, collate
 from model.labels import CLASSES
 from model.spec import EncoderSpec
 from train.losses import Labels
-from train.manifest import Clip, dominant, target
+from train.manifest import Clip, dominant, dominant_class, target
 
 TEXT = "text"
 """Name of the modality whose frames may be exchanged for another sentence's."""
@@ -36,8 +36,9 @@ class Examples:
         frames: modality -> N arrays `float16 [F, d]`.
         targets: soft targets `float32 [N, 8]`.
         attributes: `float32 [N, 3]`, NaN where missing.
-        intended: index of the acted class per example, -1 where there is none.
+        intended: index of the acted class per example, else of the agreed one, -1 where there is neither.
         speakers: N speakers.
+        outvoted: `bool [N]`: as many raters heard an emotion that has no class here as heard the first class.
     """
 
     ids: tuple[str, ...]
@@ -46,6 +47,7 @@ class Examples:
     attributes: npt.NDArray[np.float32]
     intended: npt.NDArray[np.int64]
     speakers: tuple[str, ...]
+    outvoted: npt.NDArray[np.bool_]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -53,7 +55,7 @@ class Examples:
     @property
     def dominant(self) -> npt.NDArray[np.int64]:
         """Index of each target's dominant class, -1 without consensus."""
-        found = [dominant(row) for row in self.targets]
+        found = [None if other else dominant(row) for row, other in zip(self.targets, self.outvoted, strict=True)]
         return np.array([-1 if index is None else index for index in found], np.int64)
 
     def subset(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> "Examples":
@@ -65,6 +67,7 @@ class Examples:
             attributes=self.attributes[indices],
             intended=self.intended[indices],
             speakers=tuple(self.speakers[i] for i in indices),
+            outvoted=self.outvoted[indices],
         )
 
 
@@ -86,8 +89,9 @@ def examples_of(
         frames={name: [rows[clip.id] for clip in clips] for name, rows in features.items()},
         targets=np.stack([target(clip, intended_votes) for clip in clips]),
         attributes=np.array([clip.attributes for clip in clips], np.float32),
-        intended=np.array([-1 if c.intended is None else CLASSES.index(c.intended) for c in clips], np.int64),
+        intended=np.array([-1 if c.label is None else CLASSES.index(c.label) for c in clips], np.int64),
         speakers=tuple(clip.speaker for clip in clips),
+        outvoted=np.array([c.other_votes > 0 and dominant_class(c, intended_votes) is None for c in clips], np.bool_),
     )
 
 
@@ -154,6 +158,7 @@ def concatenate(parts: Sequence[Examples]) -> Examples:
         attributes=np.concatenate([part.attributes for part in parts]),
         intended=np.concatenate([part.intended for part in parts]),
         speakers=tuple(name for part in parts for name in part.speakers),
+        outvoted=np.concatenate([part.outvoted for part in parts]),
     )
 
 

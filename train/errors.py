@@ -3,7 +3,8 @@
 TrainError
 |-- RecipeError    the recipe or the command line asks for something that cannot be
 |-- CorpusError    the data folder is not what its corpus should be
-`-- LeakageError   a speaker stands on both sides of a split
+|-- LeakageError   a speaker stands on both sides of a split
+`-- ReportError    a run's folder holds no results that this version can show
 """
 
 
@@ -21,3 +22,7 @@ class CorpusError(TrainError):
 
 class LeakageError(TrainError):
     """A speaker stands on both sides of a split."""
+
+
+class ReportError(TrainError):
+    """A run's folder holds no results that this version can show."""

@@ -1,4 +1,7 @@
-"""Evaluation on speakers that no stage has seen: the soup beside what it must beat."""
+"""Evaluation on speakers that no stage has seen: the soup beside what it must beat.
+
+Shapes: N = clips, M = members, 8 = classes in canonical order, 3 = attributes in canonical order.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,23 +14,22 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from model.labels import CLASSES
+from train.analysis import abstaining, attribute_agreement, calibration_of, gender_gap, speaker_scores
 from train.dataset import FUNCTIONALS, TEXT, Examples
 from train.metrics import (
     Estimate,
     accuracy,
-    calibration_error,
-    class_f1,
+    class_f1_intervals,
     confusion,
     interval,
     jensen_shannon,
     macro_f1,
+    micro_f1,
     paired_difference,
     soft_cross_entropy,
     unweighted_average_recall,
 )
-
-Posterior = npt.NDArray[np.floating]
-Guesses = npt.NDArray[np.int64]
+from train.reference import Guesses, Outputs, Reference
 
 _PROBE_STRENGTH = 0.01
 """Inverse regularisation of the probe, the best of 0.001, 0.01, 0.1 on development speakers."""
@@ -38,14 +40,17 @@ class Score:
     """One system on one set of clips.
 
     Attributes:
-        uar: unweighted average recall against the intended class.
-        macro_f1: against the intended class.
-        accuracy: against the intended class.
-        voted_uar: unweighted average recall against the dominant vote, rows without consensus left out.
+        uar: unweighted average recall against the truth.
+        macro_f1: against the truth.
+        micro_f1: against the truth.
+        accuracy: against the truth.
+        voted_uar: unweighted average recall against the dominant vote, rows without consensus left out; None where
+            there is no vote beside the truth.
     """
 
     uar: Estimate
     macro_f1: Estimate
+    micro_f1: Estimate
     accuracy: Estimate
     voted_uar: Estimate | None
 
@@ -60,10 +65,15 @@ def pooled(examples: Examples, modalities: Sequence[str]) -> npt.NDArray[np.floa
 
 
 def probe_guesses(train: Examples, test: Examples) -> Guesses:
-    """The linear probe: logistic regression on the pooled frames of every audio encoder, trained on intended classes."""
+    """The linear probe: logistic regression on the pooled frames of every audio encoder.
+
+    It is trained on acted classes, or on dominant ones where nobody acted; clips without either do not train it.
+    """
     modalities = [name for name in train.frames if name not in (TEXT, FUNCTIONALS)]
+    labels = train.intended if (train.intended >= 0).any() else train.dominant
+    known = np.flatnonzero(labels >= 0)
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=_PROBE_STRENGTH, max_iter=500))
-    probe.fit(pooled(train, modalities), train.intended)
+    probe.fit(pooled(train.subset(known), modalities), labels[known])
     return np.asarray(probe.predict(pooled(test, modalities)), np.int64)
 
 
@@ -73,46 +83,57 @@ def majority_vote(members: npt.NDArray[np.floating]) -> Guesses:
     return np.asarray((votes + members.mean(axis=1) * 0.5).argmax(axis=1), np.int64)
 
 
-def score(guesses: Guesses, test: Examples, voted: Guesses | None) -> Score:
-    """Scores guesses against the intended class, and against the dominant vote where there is one."""
+def score(guesses: Guesses, reference: Reference) -> Score:
+    """Scores guesses `[N]` against the truth, and against the dominant vote where there is one."""
+    known, voted = np.flatnonzero(reference.truth >= 0), reference.voted
     rated = np.flatnonzero(voted >= 0) if voted is not None else np.zeros(0, np.int64)
-    speakers = np.array(test.speakers)
+    speakers = np.array(reference.speakers)
+    truth, guessed, of = reference.truth[known], guesses[known], list(speakers[known])
     return Score(
-        uar=interval(unweighted_average_recall, test.intended, guesses, test.speakers),
-        macro_f1=interval(macro_f1, test.intended, guesses, test.speakers),
-        accuracy=interval(accuracy, test.intended, guesses, test.speakers),
+        uar=interval(unweighted_average_recall, truth, guessed, of),
+        macro_f1=interval(macro_f1, truth, guessed, of),
+        micro_f1=interval(micro_f1, truth, guessed, of),
+        accuracy=interval(accuracy, truth, guessed, of),
         voted_uar=interval(unweighted_average_recall, voted[rated], guesses[rated], list(speakers[rated]))
         if voted is not None and len(rated)
         else None,
     )
 
 
-def compare(
-    test: Examples, voted: Guesses, systems: Mapping[str, Guesses], soup: str, posterior: Posterior, votes: Posterior
-) -> dict[str, Any]:
-    """The evaluation as plain data for JSON.
+def compare(reference: Reference, systems: Mapping[str, Guesses], soup: str, outputs: Outputs) -> dict[str, Any]:
+    """The evaluation as plain data for JSON; figures that the clips cannot give are None.
 
     Args:
-        test: the clips.
-        voted: dominant vote per clip, -1 without consensus.
-        systems: name -> guesses.
+        reference: what is held against the guesses.
+        systems: name -> guesses `[N]`.
         soup: the name of the system that others are compared with.
-        posterior: the soup's posteriors `[N, 8]`.
-        votes: annotators' vote vectors `[N, 8]`, rows sum to 1.
+        outputs: the soup's posteriors, with all that belongs to them.
     """
-    against = {
-        name: asdict(paired_difference(unweighted_average_recall, test.intended, systems[soup], guesses, test.speakers))
-        for name, guesses in systems.items()
-        if name != soup
-    }
+    known = np.flatnonzero(reference.truth >= 0)
+    truth, speakers = reference.truth[known], [reference.speakers[row] for row in known]
+    others = {name: guesses[known] for name, guesses in systems.items() if name != soup}
+    mine, votes = systems[soup][known], reference.votes
     return {
-        "clips": len(test),
-        "speakers": len(set(test.speakers)),
-        "systems": {name: asdict(score(guesses, test, voted)) for name, guesses in systems.items()},
-        "uar_gain_of_soup": against,
-        "class_f1": class_f1(test.intended, systems[soup]),
-        "confusion": confusion(test.intended, systems[soup]).tolist(),
-        "soft_cross_entropy": soft_cross_entropy(votes, posterior),
-        "jensen_shannon": jensen_shannon(votes, posterior),
-        "ece_intended": calibration_error(test.intended, posterior),
+        "clips": len(reference.ids),
+        "speakers": len(set(reference.speakers)),
+        "reference": reference.kind,
+        "without_reference": len(reference.ids) - len(known),
+        "systems": {name: asdict(score(guesses, reference)) for name, guesses in systems.items()},
+        "uar_gain_of_soup": {
+            name: asdict(paired_difference(unweighted_average_recall, truth, mine, guesses, speakers))
+            for name, guesses in others.items()
+        },
+        "macro_f1_gain_of_soup": {
+            name: asdict(paired_difference(macro_f1, truth, mine, guesses, speakers))
+            for name, guesses in others.items()
+        },
+        "class_f1": {name: asdict(found) for name, found in class_f1_intervals(truth, mine, speakers).items()},
+        "confusion": confusion(truth, mine).tolist(),
+        "soft_cross_entropy": None if votes is None else soft_cross_entropy(votes, outputs.posterior),
+        "jensen_shannon": None if votes is None else jensen_shannon(votes, outputs.posterior),
+        "attributes": attribute_agreement(reference, outputs),
+        "calibration": calibration_of(reference, outputs, known),
+        "selection": abstaining(truth, outputs, known),
+        "genders": gender_gap(reference, systems[soup]),
+        "by_speaker": speaker_scores(reference, systems[soup]),
     }

@@ -1,35 +1,27 @@
-"""Frozen-encoder features of every clip, extracted once and kept.
-
-A cached array is named by what it was computed from: the audio file's hash, the encoder's description and the cutting
-rules. Change any of them and it is computed again; otherwise a second run only reads. Shards are written whole or not at
-all, so a run that is killed loses one shard's work.
-"""
+"""Frozen-encoder features of every clip, extracted once and kept (`train.cache`)."""
 
 import hashlib
-import json
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
-from model import audio
-from model.audio import MIN_UTTERANCE, POST_PAD, PRE_PAD, VAD_WINDOW, Samples, bucket_length, pad_to
+from model.audio import Samples, bucket_length
 from model.features import prosody_frames
 from model.network.encoders import load_text_encoder
+from model.network.whisper_encoder import TorchHiddenStates, load_whisper_encoder
 from model.recording import read_mono
-from model.sources import resolve, sha256_of
+from model.sources import resolve_encoder, sha256_of
 from model.spec import EncoderSpec
 from model.text import TextTokenizer, word_frames
-from model.vad import speech_probabilities
 from model.whisper import Whisper
 from train.augment import DEGRADATION, degrade
+from train.cache import Cache, encoder_key, pinned
+from train.cutting import cut_clip
 from train.manifest import Clip
 
 HalfFrames = npt.NDArray[np.float16]
@@ -41,7 +33,6 @@ CLEAN: Final = 0
 """The number of the copy that is the recording itself."""
 _SHARD: Final = 512
 _BATCH: Final = 16
-_SPEECH: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,66 +41,6 @@ class Extracted:
 
     frames: dict[str, Features]
     transcripts: dict[str, str]
-
-
-def cut_clip(samples: Samples) -> Samples:
-    """A clip as the daemon would cut it: from its first to its last speech window, with the same margins.
-
-    A clip in which the detector hears no speech is kept whole; longer clips keep their first 20 s.
-    """
-    speech = np.flatnonzero(speech_probabilities(samples) >= _SPEECH)
-    if len(speech):
-        start = max(0, int(speech[0]) * VAD_WINDOW - PRE_PAD)
-        samples = samples[start : min(len(samples), (int(speech[-1]) + 1) * VAD_WINDOW + POST_PAD)]
-    samples = samples[: audio.MAX_UTTERANCE]
-    return pad_to(samples, max(len(samples), MIN_UTTERANCE))
-
-
-class Cache:
-    """Arrays by name in safetensors shards under one folder per encoder."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        self._where: dict[str, Path] = {}
-        for shard in sorted(folder.glob("*.safetensors")):
-            with safe_open(shard, framework="numpy") as file:
-                self._where |= dict.fromkeys(file.keys(), shard)
-
-    def missing(self, names: Iterable[str]) -> list[str]:
-        """The names that are not cached yet, in order."""
-        return [name for name in dict.fromkeys(names) if name not in self._where]
-
-    def add(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        """Writes one shard, whole or not at all."""
-        digest = hashlib.sha256("".join(sorted(arrays)).encode()).hexdigest()[:16]
-        path = self._folder / f"{digest}.safetensors"
-        partial = path.with_suffix(".part")
-        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial)
-        os.replace(partial, path)
-        self._where |= dict.fromkeys(arrays, path)
-
-    def read(self, names: Sequence[str]) -> dict[str, npt.NDArray[np.generic]]:
-        """The arrays of `names`."""
-        by_shard: dict[Path, list[str]] = {}
-        for name in dict.fromkeys(names):
-            by_shard.setdefault(self._where[name], []).append(name)
-        found: dict[str, npt.NDArray[np.generic]] = {}
-        for shard, wanted in by_shard.items():
-            with safe_open(shard, framework="numpy") as file:
-                found |= {name: file.get_tensor(name) for name in wanted}
-        return found
-
-
-def encoder_key(encoder: EncoderSpec) -> str:
-    """Name of an encoder's cache folder: a hash of all that decides its features except `stack`."""
-    rules = {
-        name: getattr(audio, name)
-        for name in ("PRE_PAD", "POST_PAD", "BUCKET_MARGIN", "MIN_UTTERANCE", "MAX_UTTERANCE")
-    }
-    rules["speech"] = _SPEECH
-    description = {**asdict(encoder), "stack": 0, "rules": rules}
-    return f"{encoder.name}-{hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:12]}"
 
 
 def extract_speech(
@@ -125,7 +56,7 @@ def extract_speech(
         copy: `CLEAN` for the recordings as they are, else the number of a degraded copy (`train.augment`), which is not
             transcribed: what is said in it is known.
     """
-    whisper_spec, prosody_spec = encoders["whisper"], encoders.get("prosody")
+    whisper_spec, prosody_spec = pinned(encoders["whisper"]), encoders.get("prosody")
     suffix = "" if copy == CLEAN else f"-degraded-{DEGRADATION}-{copy}"
     whisper_cache = Cache(cache / (encoder_key(whisper_spec) + suffix))
     text_cache = Cache(cache / f"{encoder_key(whisper_spec)}-trusted-words") if copy == CLEAN else None
@@ -134,7 +65,7 @@ def extract_speech(
     caches = [kept for kept in (whisper_cache, text_cache, prosody_cache) if kept is not None]
     missing = {name for kept in caches for name in kept.missing(names.values())}
     todo = [clip for clip in clips if names[clip.id] in missing]
-    whisper = Whisper(resolve(whisper_spec.sources), compute_type=whisper_spec.compute_type) if todo else None
+    whisper = load_whisper(whisper_spec) if todo else None
     what = "speech features" if copy == CLEAN else f"speech features, degraded copy {copy}"
     for start in range(0, len(todo), _SHARD):
         part = todo[start : start + _SHARD]
@@ -156,6 +87,16 @@ def extract_speech(
         clip: bytes(raw[name].astype(np.uint8)).decode().strip("\0") for clip, name in names.items() if name in raw
     }
     return Extracted(result, transcripts)
+
+
+def load_whisper(encoder: EncoderSpec) -> Whisper:
+    """Whisper on the CPU with the frames that the daemon computes.
+
+    Raises:
+        SourceError: if no source has its weights.
+    """
+    states = TorchHiddenStates(load_whisper_encoder(encoder)) if encoder.states else None
+    return Whisper(resolve_encoder(encoder), compute_type=encoder.compute_type, encoder=states)
 
 
 def _recording(clip: Clip, name: str, copy: int) -> Samples:
@@ -193,12 +134,13 @@ def _whisper_pass(
 
 def extract_text(texts: Mapping[str, str], encoder: EncoderSpec, cache_folder: Path, progress: Progress) -> Features:
     """Frames of texts by their key: equal texts are encoded once."""
+    encoder = pinned(encoder)
     cache = Cache(cache_folder / encoder_key(encoder))
     names = {key: hashlib.sha256(text.encode()).hexdigest() for key, text in texts.items()}
     by_name = {names[key]: text for key, text in texts.items()}
     todo = sorted(cache.missing(names.values()), key=lambda name: len(by_name[name]))
     if todo:
-        folder = resolve(encoder.sources)
+        folder = resolve_encoder(encoder)
         tokenizer, network = TextTokenizer(folder / "tokenizer.json"), load_text_encoder(folder)
         for start in range(0, len(todo), _SHARD):
             part = todo[start : start + _SHARD]

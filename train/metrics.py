@@ -3,7 +3,7 @@
 Shapes: N = clips, 8 = classes in canonical order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,7 +17,6 @@ Probabilities = npt.NDArray[np.floating]
 Metric = Callable[[Labels, Labels], float]
 
 _RESAMPLES: Final = 1000
-_ECE_BINS: Final = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +33,8 @@ class Estimate:
 
 def confusion(truth: Labels, guess: Labels) -> npt.NDArray[np.int64]:
     """Counts `[8, 8]`: rows are true classes, columns predicted ones."""
-    matrix = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
-    np.add.at(matrix, (truth, guess), 1)
-    return matrix
+    size = len(CLASSES)
+    return np.bincount(truth * size + guess, minlength=size * size).reshape(size, size)
 
 
 def _recalls(matrix: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -65,9 +63,32 @@ def macro_f1(truth: Labels, guess: Labels) -> float:
     return float(np.mean(list(class_f1(truth, guess).values())))
 
 
+def micro_f1(truth: Labels, guess: Labels) -> float:
+    """F1 of all decisions pooled; with one label and one guess a clip, it equals accuracy."""
+    matrix = confusion(truth, guess)
+    hits = np.diag(matrix).sum()
+    false_alarms, misses = matrix.sum(axis=0).sum() - hits, matrix.sum(axis=1).sum() - hits
+    return float(2 * hits / (2 * hits + false_alarms + misses))
+
+
 def accuracy(truth: Labels, guess: Labels) -> float:
-    """Share of correct guesses; equals micro-F1 for single labels."""
+    """Share of correct guesses."""
     return float((truth == guess).mean())
+
+
+def concordance(truth: npt.NDArray[np.floating], guess: npt.NDArray[np.floating]) -> float:
+    """CCC of ratings `[N]` with guesses `[N]`, -1..1; NaN where fewer than two clips are rated.
+
+    Clips without a rating (NaN) do not count. Two constants that are equal agree perfectly.
+
+    Source: Lin (1989), "A Concordance Correlation Coefficient to Evaluate Reproducibility", Biometrics 45(1).
+    """
+    rated = ~np.isnan(truth)
+    x, y = truth[rated].astype(np.float64), guess[rated].astype(np.float64)
+    if len(x) < 2:
+        return float("nan")
+    spread = x.var() + y.var() + (x.mean() - y.mean()) ** 2
+    return 1.0 if spread == 0 else float(2 * ((x - x.mean()) * (y - y.mean())).mean() / spread)
 
 
 def soft_cross_entropy(targets: Probabilities, posterior: Probabilities) -> float:
@@ -87,30 +108,37 @@ def jensen_shannon(targets: Probabilities, posterior: Probabilities) -> float:
     return float(np.sqrt(np.clip(value, 0, 1)).mean())
 
 
-def calibration_error(truth: Labels, posterior: Probabilities) -> float:
-    """ECE: mean gap between confidence and accuracy over bins of confidence, weighted by their size."""
-    confidence, hit = posterior.max(axis=1), posterior.argmax(axis=1) == truth
-    bins = np.minimum((confidence * _ECE_BINS).astype(int), _ECE_BINS - 1)
-    gaps = [
-        abs(confidence[bins == index].mean() - hit[bins == index].mean()) * (bins == index).mean()
-        for index in np.unique(bins)
-    ]
-    return float(np.sum(gaps))
-
-
-def speaker_bootstrap(
-    speakers: Sequence[str], statistic: Callable[[npt.NDArray[np.int64]], float], seed: int = 0
-) -> Estimate:
-    """95 % interval of `statistic(rows)` when whole speakers are drawn with replacement."""
+def _resamples(speakers: Sequence[str], seed: int) -> Iterator[Labels]:
+    """Rows of as many speakers, drawn with replacement, at every draw."""
     names = np.array(speakers)
     rows_of = [np.flatnonzero(names == name) for name in np.unique(names)]
     rng = np.random.default_rng(seed)
-    values = [
-        statistic(np.concatenate([rows_of[i] for i in rng.integers(len(rows_of), size=len(rows_of))]))
-        for _ in range(_RESAMPLES)
-    ]
-    low, high = np.percentile(values, [2.5, 97.5])
-    return Estimate(statistic(np.arange(len(names))), float(low), float(high))
+    for _ in range(_RESAMPLES):
+        yield np.concatenate([rows_of[i] for i in rng.integers(len(rows_of), size=len(rows_of))])
+
+
+def speaker_bootstrap(speakers: Sequence[str], statistic: Callable[[Labels], float], seed: int = 0) -> Estimate:
+    """95 % interval of `statistic(rows)` when whole speakers are drawn with replacement.
+
+    Draws for which the statistic does not exist (NaN) do not count; without any other, all three figures are NaN.
+
+    Source: Efron & Tibshirani (1993), "An Introduction to the Bootstrap", chapter 13 (percentile interval).
+    """
+    values = np.array([statistic(rows) for rows in _resamples(speakers, seed)])
+    value = statistic(np.arange(len(speakers)))
+    known = values[~np.isnan(values)]
+    low, high = np.percentile(known, [2.5, 97.5]) if len(known) else (np.nan, np.nan)
+    return Estimate(value, float(low), float(high))
+
+
+def class_f1_intervals(truth: Labels, guess: Labels, speakers: Sequence[str]) -> dict[str, Estimate]:
+    """F1 per class that occurs in `truth`, each with its speaker-bootstrap interval, all from the same draws."""
+    drawn = [class_f1(truth[rows], guess[rows]) for rows in _resamples(speakers, seed=0)]
+    estimates = {}
+    for name, value in class_f1(truth, guess).items():
+        low, high = np.percentile([scores[name] for scores in drawn if name in scores], [2.5, 97.5])
+        estimates[name] = Estimate(value, float(low), float(high))
+    return estimates
 
 
 def interval(metric: Metric, truth: Labels, guess: Labels, speakers: Sequence[str]) -> Estimate:

@@ -1,20 +1,33 @@
 """From a data folder to what stages train on: corpora, splits, features, sentences."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from model.features import functionals
 from model.labels import CLASSES
 from model.spec import EncoderSpec
-from train.config import Recipe
+from train.augment import DEGRADATION
+from train.cache import encoder_key, pinned
+from train.config import DataConfig, Recipe
 from train.corpora import read_corpus
 from train.corpora.goemotions import Sentence, read_goemotions
 from train.dataset import FUNCTIONALS, TEXT, Examples, HalfFrames, concatenate, examples_of
+from train.errors import CorpusError
 from train.features import CLEAN, Progress, extract_speech, extract_text
-from train.manifest import Clip, Manifest, Split, speaker_folds, split_speakers
+from train.manifest import (
+    Clip,
+    Manifest,
+    Split,
+    leave_one_session_out,
+    published_split,
+    speaker_folds,
+    split_speakers,
+)
 from train.pairing import TextBank
 from train.stages.members import TrainingSet
 
@@ -27,13 +40,17 @@ class Prepared:
         training: what members are trained on.
         test: clips of speakers that no stage sees, by the name of the set.
         votes: annotators' vote vectors of the test clips, rows sum to 1, by the name of the set.
+        genders: "female", "male" or "" of the test clips, by the name of the set.
         dropped: corpus -> reason -> rows left out.
+        notes: corpus -> what figures hang on (speakers on two sides, unknown speakers) -> number.
     """
 
     training: TrainingSet
     test: dict[str, Examples]
-    votes: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]
+    votes: dict[str, npt.NDArray[np.float32]]
+    genders: dict[str, tuple[str, ...]]
     dropped: dict[str, dict[str, int]]
+    notes: dict[str, dict[str, int]]
 
 
 def prepare(recipe: Recipe, data: Path, cache: Path, progress: Progress) -> Prepared:
@@ -43,9 +60,10 @@ def prepare(recipe: Recipe, data: Path, cache: Path, progress: Progress) -> Prep
         CorpusError: if a corpus is missing or incomplete.
         LeakageError: if a speaker would stand on two sides.
     """
-    manifest = read_corpus(recipe.data.corpus, data)
-    split = split_speakers(manifest, recipe.data.dev_fraction, recipe.data.test_fraction, recipe.data.split_seed)
-    encoders, votes = recipe.encoder_specs(), recipe.data.intended_votes
+    manifest = read_corpus(recipe.data.corpus, data, recipe.data.options)
+    split = _split(manifest, recipe.data)
+    encoders = {name: pinned(encoder) for name, encoder in recipe.encoder_specs().items()}
+    votes = recipe.data.intended_votes
     clean = _frames(manifest.clips, encoders, cache, progress)
     degraded = [
         _frames(manifest.clips, encoders, cache, progress, copy, clean.get(TEXT))
@@ -53,28 +71,42 @@ def prepare(recipe: Recipe, data: Path, cache: Path, progress: Progress) -> Prep
     ]
     copies = tuple(examples_of(split.train.clips, _only(f, split.train), votes) for f in (clean, *degraded))
     trained = tuple(name for name, mass in zip(CLASSES, copies[0].targets.sum(axis=0), strict=True) if mass > 0)
+    folds = _fold_numbers(split, recipe)
+    dev = concatenate([examples_of(split.dev.clips, _only(f, split.dev), votes) for f in (clean, *degraded[:1])])
     training = TrainingSet(
         copies=copies,
-        folds=_fold_numbers(split, recipe),
-        dev=concatenate([examples_of(split.dev.clips, _only(f, split.dev), votes) for f in (clean, *degraded[:1])]),
+        folds=folds,
+        dev=dev,
         bank=_bank(recipe, data, cache, trained, encoders, progress),
         trained_classes=trained,
+        content=_content(encoders, copies, folds, dev),
     )
     test = {recipe.data.corpus: (split.test, clean)}
     if degraded:
         test[f"{recipe.data.corpus}, degraded"] = (split.test, degraded[0])
-    dropped = {recipe.data.corpus: manifest.dropped}
+    dropped = {recipe.data.corpus: manifest.dropped | split.dropped}
+    notes = {recipe.data.corpus: _notes(manifest, split)}
     for name in recipe.data.evaluate:
-        other = read_corpus(name, data)
-        kept = tuple(clip for clip in other.clips if clip.intended in trained)
+        other = read_corpus(name, data, recipe.data.options_of(name))
+        kept = tuple(clip for clip in other.clips if clip.label in trained)
+        notes[name] = other.notes
         dropped[name] = other.dropped | {"class that was not trained": len(other.clips) - len(kept)}
         test[name] = Manifest(kept), _frames(kept, encoders, cache, progress)
     return Prepared(
         training=training,
         test={name: examples_of(part.clips, _only(frames, part), 1.0) for name, (part, frames) in test.items()},
         votes={name: examples_of(part.clips, {}, 1e-6).targets for name, (part, _) in test.items()},
+        genders={name: tuple(clip.gender for clip in part.clips) for name, (part, _) in test.items()},
         dropped=dropped,
+        notes={name: told for name, told in notes.items() if told},
     )
+
+
+def _notes(manifest: Manifest, split: Split) -> dict[str, int]:
+    """What a reader of the figures must know of the clips that were kept -> number."""
+    shared = {f"speakers of both {pair} (allowed by the recipe)": len(names) for pair, names in split.shared.items()}
+    unknown = {f"{part} clips of unknown speakers": count for part, count in split.of_unknown_speaker.items()}
+    return manifest.notes | shared | unknown
 
 
 def _frames(
@@ -104,7 +136,34 @@ def _only(frames: Mapping[str, Mapping[str, HalfFrames]], part: Manifest) -> dic
     return {name: {clip.id: rows[clip.id] for clip in part.clips} for name, rows in frames.items()}
 
 
-def _fold_numbers(split: Split, recipe: Recipe) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+def _content(
+    encoders: Mapping[str, EncoderSpec], copies: Sequence[Examples], folds: npt.NDArray[np.int64], dev: Examples
+) -> str:
+    """A hash of what is trained on: which clips with which targets, in which folds, features of which encoders."""
+    keys = [encoder_key(encoder) for encoder in encoders.values()]
+    digest = hashlib.sha256("\n".join((str(len(copies)), str(DEGRADATION), *keys)).encode())
+    for part in (copies[0], dev):
+        digest.update("\n".join(part.ids).encode())
+        for values in (part.targets, part.attributes, part.outvoted):
+            digest.update(values.tobytes())
+    digest.update(folds.tobytes())
+    return digest.hexdigest()
+
+
+def _split(manifest: Manifest, data: DataConfig) -> Split:
+    if data.split == "published":
+        return published_split(
+            manifest, data.published_dev, data.published_test, data.dev_fraction, data.split_seed, data.allow_overlap
+        )
+    if data.split == "session":
+        splits = leave_one_session_out(manifest)
+        if data.test_session not in splits:
+            raise CorpusError(f"{data.corpus} has no session {data.test_session!r}: it has {', '.join(splits)}")
+        return splits[data.test_session]
+    return split_speakers(manifest, data.dev_fraction, data.test_fraction, data.split_seed)
+
+
+def _fold_numbers(split: Split, recipe: Recipe) -> npt.NDArray[np.int64]:
     folds = speaker_folds(split.train, recipe.meta.folds, recipe.data.split_seed)
     number = {speaker: index for index, fold in enumerate(folds) for speaker in fold.speakers}
     return np.array([number[clip.speaker] for clip in split.train.clips], np.int64)

@@ -15,6 +15,7 @@ Source: MEDUSA, arXiv:2506.09556, section 2.1.
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.labels import ATTRIBUTE_RANGE, ATTRIBUTES, CLASSES
@@ -26,15 +27,17 @@ class FrameStack(nn.Module):
     """Standardises frames and joins `stack` of them into one step.
 
     `[B, F, d]`, `[B, F]` -> `[B, F / stack, d * stack]`, `[B, F / stack]`; F is a multiple of `stack`. Padded frames
-    become zeros (the mean), so that what the padding held never matters; a step is real if its first frame is.
+    become zeros (the mean), so that what the padding held never matters; a step is real if its first frame is. In training,
+    an utterance loses each feature, in all of its frames, with the probability `dropout`.
     """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, dim: int, stack: int) -> None:
+    def __init__(self, dim: int, stack: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.stack = stack
+        self.dropout = dropout
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(dim))
 
@@ -46,6 +49,8 @@ class FrameStack(nn.Module):
     def forward(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Standardised steps and their mask."""
         frames = (frames - self.mean) * self.scale * mask.unsqueeze(-1).to(frames.dtype)
+        if self.training and self.dropout > 0:
+            frames = frames * F.dropout(torch.ones_like(frames[:, :1]), self.dropout)
         batch, length, width = frames.shape
         steps = frames.reshape(batch, length // self.stack, self.stack * width)
         return steps, mask[:, :: self.stack]
@@ -64,7 +69,7 @@ class DeepSER(nn.Module):
         self.spec = spec
         sizes = (spec.dim, spec.heads, spec.layers, spec.feed_forward, spec.dropout)
         inputs = {name: encoders[name] for name in spec.modalities}
-        self.stacks = nn.ModuleDict({name: FrameStack(e.dim, e.stack) for name, e in inputs.items()})
+        self.stacks = nn.ModuleDict({name: FrameStack(e.dim, e.stack, spec.input_dropout) for name, e in inputs.items()})
         self.encs = nn.ModuleDict({name: Enc(e.dim * e.stack, *sizes) for name, e in inputs.items()})
         self.fusions = nn.ModuleList(Enc(spec.dim, *sizes) for _ in range(spec.layers))
         self.join = nn.Linear(spec.dim * (len(inputs) + 1), spec.dim)

@@ -77,6 +77,7 @@ def make_examples(labels: Sequence[str | None], seed: int = 0, *, signal: float 
         attributes=attributes,
         intended=np.array([-1 if label is None else CLASS_INDEX[label] for label in labels], np.int64),
         speakers=tuple(f"speaker-{row % speakers}" for row in range(len(labels))),
+        outvoted=np.zeros(len(labels), np.bool_),
     )
 
 

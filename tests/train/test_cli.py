@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from tests.train.results import make_results
 from tests.train.synthetic import RECIPES, write_votes
 from train.cli import app
 
@@ -76,10 +77,23 @@ def test_a_report_needs_a_finished_run(tmp_path: Path) -> None:
 
 
 def test_a_report_lists_the_systems(tmp_path: Path) -> None:
-    score = {"uar": {"value": 0.5, "low": 0.4, "high": 0.625}}
-    results = {"evaluations": {"cremad [unseen]": {"systems": {"soft vote": score}}}}
-    (tmp_path / "report.json").write_text(json.dumps(results), encoding="utf-8")
+    """Square brackets and angles in names are text; the page and the card are made again."""
+    stored = make_results()
+    stored["evaluations"] = {f"{name} [unseen]": evaluation for name, evaluation in stored["evaluations"].items()}
+    (tmp_path / "report.json").write_text(json.dumps(stored), encoding="utf-8")
     result = invoke("report", "--out", tmp_path)
-    assert result.exit_code == 0
-    assert "cremad [unseen]" in result.stdout
-    assert "soft vote                        UAR 0.500 [0.400, 0.625]" in result.stdout
+    assert result.exit_code == 0, result.output
+    for name, evaluation in stored["evaluations"].items():
+        assert name in result.stdout
+        for system, score in evaluation["systems"].items():
+            uar = score["uar"]
+            assert f"{system:32} UAR {uar['value']:.3f} [{uar['low']:.3f}, {uar['high']:.3f}]" in result.stdout
+    assert (tmp_path / "report.html").is_file()
+    assert (tmp_path / "MODEL_CARD.md").is_file()
+
+
+def test_a_report_of_another_version_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text('{"evaluations": {}}', encoding="utf-8")
+    result = invoke("report", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "has the format None" in result.stderr

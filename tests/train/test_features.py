@@ -1,4 +1,3 @@
-from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
@@ -7,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from model import audio
-from model.audio import MAX_UTTERANCE, MEL_HOP, MIN_UTTERANCE, POST_PAD, PRE_PAD, VAD_WINDOW, WHISPER_HOP, frame_count
+from model.audio import MEL_HOP, WHISPER_HOP, frame_count
 from model.network.encoders import load_text_encoder
 from model.recording import read_mono
 from model.spec import EncoderSpec
 from model.text import TextTokenizer
-from tests.fakes import silence, voice
+from tests.fakes import voice
 from tests.model.tiny import TEXT_DIM, WORDS, write_tiny_text_encoder
 from tests.train.synthetic import RECIPES, make_clip, write_wav
 from train.config import load_recipe
-from train.features import Cache, cut_clip, encoder_key, extract_speech, extract_text
+from train.cutting import cut_clip
+from train.features import extract_speech, extract_text
 from train.manifest import Clip
 
 PITCHES_HZ = (100.0, 150.0, 220.0)
@@ -28,85 +27,8 @@ class Killed(Exception):
     """A run that ends in the middle."""
 
 
-def arrays(*names: str) -> dict[str, np.ndarray]:
-    return {name: np.full((3, 2), len(name), np.float16) for name in names}
-
-
 def times(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
-
-
-# Cutting.
-
-
-def test_a_clip_is_cut_as_the_daemon_cuts_it() -> None:
-    speech = voice(1.0)
-    cut = cut_clip(np.concatenate([silence(1.0), speech, silence(1.0)]))
-    assert len(speech) - VAD_WINDOW < len(cut) <= len(speech) + PRE_PAD + POST_PAD + 4 * VAD_WINDOW
-    assert np.abs(cut).max() == np.abs(speech).max()
-    np.testing.assert_array_equal(cut[: PRE_PAD - 2 * VAD_WINDOW], 0.0)
-
-
-def test_a_clip_without_speech_is_kept_whole() -> None:
-    assert len(cut_clip(silence(1.3))) == len(silence(1.3))
-
-
-def test_lengths_stay_within_what_is_scored() -> None:
-    assert len(cut_clip(silence(0.1))) == MIN_UTTERANCE
-    assert len(cut_clip(silence(21.0))) == MAX_UTTERANCE
-
-
-# The cache.
-
-
-def test_a_cache_gives_back_what_was_added(tmp_path: Path) -> None:
-    cache = Cache(tmp_path)
-    assert cache.missing(["b", "a", "b"]) == ["b", "a"]
-    cache.add(arrays("a", "bbb"))
-    cache.add(arrays("cc"))
-    for again in (cache, Cache(tmp_path)):
-        assert again.missing(["a", "bbb", "cc", "d"]) == ["d"]
-        found = again.read(["cc", "a"])
-        assert {name: float(values[0, 0]) for name, values in found.items()} == {"cc": 2, "a": 1}
-
-
-def test_a_shard_that_was_being_written_does_not_count(tmp_path: Path) -> None:
-    Cache(tmp_path).add(arrays("a"))
-    (shard,) = tmp_path.iterdir()
-    (tmp_path / "0123456789abcdef.part").write_bytes(shard.read_bytes()[:40])
-    assert Cache(tmp_path).missing(["a", "b"]) == ["b"]
-
-
-WHISPER = EncoderSpec("whisper", "whisper-ctranslate2", 384, 8, ("package:a/model",), compute_type="int8")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"sources": ("package:b/model",)},
-        {"revision": "2"},
-        {"layer_rule": "last"},
-        {"padding": "none"},
-        {"compute_type": "float32"},
-        {"dim": 512},
-        {"sha256": "00"},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_a_changed_encoder_has_another_key(change: Mapping[str, object]) -> None:
-    assert encoder_key(replace(WHISPER, **change)) != encoder_key(WHISPER)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("rule", ["PRE_PAD", "POST_PAD", "BUCKET_MARGIN", "MIN_UTTERANCE"])
-def test_changed_cutting_and_padding_rules_have_another_key(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = encoder_key(WHISPER)
-    monkeypatch.setattr(audio, rule, getattr(audio, rule) + 160)
-    assert encoder_key(WHISPER) != before
-
-
-def test_a_member_s_step_is_no_matter_of_the_encoder() -> None:
-    assert encoder_key(replace(WHISPER, stack=4)) == encoder_key(WHISPER)
-    assert encoder_key(WHISPER).startswith("whisper-")
 
 
 # Speech, through the encoders of the shipped recipe.

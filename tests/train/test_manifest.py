@@ -1,3 +1,5 @@
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -7,8 +9,22 @@ from hypothesis import strategies as st
 
 from model.labels import CLASS_INDEX, CLASSES
 from tests.train.synthetic import make_clip
-from train.errors import LeakageError
-from train.manifest import Clip, Manifest, Split, assert_disjoint, dominant, speaker_folds, split_speakers, target
+from train.errors import CorpusError, LeakageError
+from train.manifest import (
+    Clip,
+    Manifest,
+    Split,
+    assert_disjoint,
+    dominant,
+    dominant_class,
+    leave_one_session_out,
+    published_split,
+    rescale,
+    speaker_folds,
+    split_speakers,
+    target,
+    unknown_speaker,
+)
 
 TIE = {"angry": 2.0, "sad": 2.0}
 
@@ -68,9 +84,9 @@ def test_a_shared_speaker_is_leakage() -> None:
         for speakers in (("cremad-1001", "cremad-1002"), ("cremad-1001",), ("cremad-1002",))
     )
     Split(train=train, dev=Manifest(()), test=test)
-    for parts in ({"dev": both, "test": test}, {"dev": train, "test": both}, {"dev": both, "test": Manifest(())}):
+    for dev, held in ((both, test), (train, both), (both, Manifest(()))):
         with pytest.raises(LeakageError, match=r"share the speakers \['cremad-100[12]'\]: split by speaker"):
-            Split(train=train, **parts)
+            Split(train=train, dev=dev, test=held)
     with pytest.raises(LeakageError, match="fold 0 and fold 2"):
         assert_disjoint({"fold 0": train, "fold 1": test, "fold 2": train})
 
@@ -118,3 +134,126 @@ def test_nobody_voted() -> None:
 def test_a_tie_for_the_first_place_is_no_consensus(heard: dict[str, float], expected: str | None) -> None:
     clip: Clip = make_clip(votes=heard)
     assert dominant(target(clip, 0.0)) == (None if expected is None else CLASS_INDEX[expected])
+
+
+@pytest.mark.parametrize(
+    ("heard", "other", "expected"),
+    [
+        ({"sad": 3.0, "angry": 1.0}, 2.0, "sad"),
+        ({"sad": 3.0, "angry": 1.0}, 3.0, None),
+        ({"sad": 1.0}, 4.0, None),
+        (TIE, 0.0, None),
+    ],
+)
+def test_votes_for_other_emotions_can_undo_a_consensus(
+    heard: dict[str, float], other: float, expected: str | None
+) -> None:
+    clip = replace(make_clip(votes=heard), other_votes=other)
+    assert dominant_class(clip, 0.0) == (None if expected is None else CLASS_INDEX[expected])
+    np.testing.assert_array_equal(target(clip, 0.0), target(make_clip(votes=heard), 0.0))
+
+
+def test_the_actor_counts_in_the_dominant_class() -> None:
+    clip = make_clip(votes=TIE, intended="sad")
+    assert dominant_class(clip, 0.0) is None
+    assert dominant_class(clip, 1.0) == CLASS_INDEX["sad"]
+
+
+@pytest.mark.parametrize(
+    ("intended", "consensus", "label"),
+    [("sad", "angry", "sad"), (None, "angry", "angry"), (None, None, None), ("fear", None, "fear")],
+)
+def test_the_label_is_what_was_meant_else_what_was_agreed(
+    intended: str | None, consensus: str | None, label: str | None
+) -> None:
+    assert replace(make_clip(intended=intended), consensus=consensus).label == label
+
+
+@given(st.floats(-10, 10), st.floats(0.5, 20), st.floats(0, 1))
+def test_a_scale_is_mapped_linearly_to_1_7(low: float, width: float, share: float) -> None:
+    assert rescale(low + share * width, low, low + width) == pytest.approx(1 + 6 * share, abs=1e-6)
+    assert np.isnan(rescale(float("nan"), low, low + width))
+
+
+def of_parts(*rows: tuple[str, str]) -> Manifest:
+    """A clip for every (speaker, published part)."""
+    return Manifest(tuple(replace(make_clip(f"clip-{i}", s), split=part) for i, (s, part) in enumerate(rows)))
+
+
+def speakers_of(parts: Iterable[Manifest]) -> list[list[str]]:
+    return [part.speakers for part in parts]
+
+
+def test_the_published_split_is_taken_as_published() -> None:
+    manifest = of_parts(("a", "train"), ("b", "dev"), ("c", "test1"), ("d", "test2"), ("e", "extra"), ("f", ""))
+    split = published_split(manifest)
+    assert speakers_of(parts_of(split)) == [["a"], ["b"], ["c", "d"]]
+    assert split.dropped == {"published part 'extra' not asked for": 1, "in no published part": 1}
+    one = published_split(manifest, test=("test2",))
+    assert speakers_of(parts_of(one)) == [["a"], ["b"], ["d"]]
+    assert one.dropped["published part 'test1' not asked for"] == 1
+
+
+def test_a_development_part_may_be_drawn_from_the_training_speakers() -> None:
+    manifest = of_parts(*((f"s{n}", "train") for n in range(10)), ("t", "dev"))
+    split = published_split(manifest, dev=(), test=("dev",), dev_fraction=0.2, seed=1)
+    assert [len(part.speakers) for part in parts_of(split)] == [8, 2, 1]
+    assert ids(*parts_of(split)) == ids(manifest)
+    assert split.test.speakers == ["t"]
+    assert split.dev.speakers != published_split(manifest, dev=(), test=("dev",), dev_fraction=0.2).dev.speakers
+
+
+def test_a_published_part_that_is_not_there_is_named() -> None:
+    manifest = of_parts(("a", "train"), ("b", "test3"))
+    with pytest.raises(CorpusError, match=r"no clip for dev \(dev\): the corpus publishes test3, train"):
+        published_split(manifest)
+    with pytest.raises(CorpusError, match="the corpus publishes no split"):
+        published_split(corpus(3))
+    with pytest.raises(CorpusError, match=r"belongs to one side, got dev = \['dev'\], test = \['dev'\]"):
+        published_split(manifest, test=("dev",))
+
+
+def test_a_published_split_is_checked_and_its_overlap_named() -> None:
+    manifest = of_parts(("a", "train"), ("b", "train"), ("a", "dev"), ("b", "test"), ("c", "test"))
+    with pytest.raises(LeakageError) as caught:
+        published_split(manifest)
+    assert "train and dev share the speakers ['a']; train and test share the speakers ['b']" in str(caught.value)
+    split = published_split(manifest, allow_overlap=True)
+    assert split.shared == {"train and dev": ["a"], "train and test": ["b"]}
+
+
+def unnamed(id: str, session: str) -> Clip:
+    voice = make_clip(id, unknown_speaker("cremad", session))
+    return replace(voice, session=session, speaker_known=False)
+
+
+@given(st.integers(0, 20))
+def test_unknown_voices_only_train_and_never_beside_a_held_out_speaker(seed: int) -> None:
+    named = [replace(clip, session=f"show {clip.speaker[-1]}") for clip in corpus(6).clips]
+    voices = [unnamed(f"x{number}", f"show {number}") for number in range(8)]
+    split = split_speakers(Manifest((*named, *voices)), 0.2, 0.2, seed)
+    held = {clip.session for part in (split.dev, split.test) for clip in part.clips}
+    assert all(clip.speaker_known for part in (split.dev, split.test) for clip in part.clips)
+    kept = [clip for clip in split.train.clips if not clip.speaker_known]
+    assert len(held) == 2
+    assert {clip.session for clip in kept} == {clip.session for clip in voices} - held
+    assert split.dropped == {"unknown speaker in a recording of a held-out speaker": 2}
+    assert split.of_unknown_speaker == {"train": 6}
+
+
+def test_unknown_voices_do_not_change_who_is_held_out() -> None:
+    named, voices = corpus(12), tuple(unnamed(f"x{number}", "") for number in range(30))
+    alone, beside = (split_speakers(m, 0.2, 0.3, 5) for m in (named, Manifest((*named.clips, *voices))))
+    assert speakers_of((alone.dev, alone.test)) == speakers_of((beside.dev, beside.test))
+    assert len(beside.train.clips) == len(alone.train.clips) + 30
+
+
+def test_without_known_speakers_there_is_no_split_by_speaker() -> None:
+    with pytest.raises(CorpusError, match="no clip tells its speaker"):
+        split_speakers(Manifest((unnamed("x", "show"),)), 0.1, 0.1, 0)
+
+
+def test_leaving_sessions_out_needs_three_of_them() -> None:
+    two = Manifest(tuple(replace(make_clip(str(n), str(n)), session=f"s{n}") for n in range(2)))
+    with pytest.raises(CorpusError, match=r"needs three sessions and one for every clip, got \['s0', 's1'\]"):
+        leave_one_session_out(two)

@@ -1,8 +1,9 @@
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, recall_score
 
@@ -11,12 +12,14 @@ from train.metrics import (
     Labels,
     accuracy,
     balanced_macro_f1,
-    calibration_error,
     class_f1,
+    class_f1_intervals,
+    concordance,
     confusion,
     interval,
     jensen_shannon,
     macro_f1,
+    micro_f1,
     paired_difference,
     soft_cross_entropy,
     speaker_bootstrap,
@@ -34,6 +37,7 @@ def noisy(seed: int, clips: int = 200, right: float = 0.6) -> tuple[Labels, Labe
     return truth, np.where(rng.random(clips) < right, truth, rng.integers(0, 4, clips))
 
 
+@settings(deadline=None)
 @given(guesses)
 def test_scores_are_those_of_scikit_learn(rows: tuple[Labels, Labels]) -> None:
     truth, guess = rows
@@ -49,9 +53,65 @@ def test_scores_are_those_of_scikit_learn(rows: tuple[Labels, Labels]) -> None:
     np.testing.assert_array_equal(confusion(truth, guess), confusion_matrix(truth, guess, labels=range(8)))
 
 
-def test_accuracy_is_micro_f1() -> None:
-    truth, guess = noisy(0)
-    assert accuracy(truth, guess) == pytest.approx(f1_score(truth, guess, average="micro"))
+@settings(deadline=None)
+@given(guesses)
+def test_micro_f1_is_that_of_scikit_learn_and_accuracy(rows: tuple[Labels, Labels]) -> None:
+    truth, guess = rows
+    assert micro_f1(truth, guess) == pytest.approx(f1_score(truth, guess, average="micro"))
+    assert micro_f1(truth, guess) == pytest.approx(accuracy(truth, guess))
+
+
+ratings = st.integers(0, 10_000).map(lambda seed: np.random.default_rng(seed).uniform(1, 7, (2, 40)))
+
+
+@settings(deadline=None)
+@given(ratings, st.floats(-3.0, 3.0), st.floats(0.2, 5.0))
+def test_concordance_falls_with_bias_and_scale_where_correlation_does_not(
+    rows: npt.NDArray[np.float64], bias: float, scale: float
+) -> None:
+    truth, guess = rows
+    assert concordance(truth, truth) == pytest.approx(1.0)
+    assert concordance(truth, guess) == pytest.approx(concordance(guess, truth))
+    assert concordance(scale * truth + bias, scale * guess + bias) == pytest.approx(concordance(truth, guess))
+    gap = (truth.mean() - (truth + bias).mean()) ** 2
+    assert concordance(truth, truth + bias) == pytest.approx(2 * truth.var() / (2 * truth.var() + gap))
+    correlation = abs(float(np.corrcoef(truth, guess)[0, 1]))
+    assert abs(concordance(truth, guess)) <= correlation + 1e-9
+
+
+def test_concordance_leaves_out_what_was_not_rated() -> None:
+    truth, guess = np.array([1.0, np.nan, 3.0, 5.0, np.nan]), np.array([1.5, 7.0, 2.0, 6.0, 1.0])
+    rated = [0, 2, 3]
+    assert concordance(truth, guess) == pytest.approx(concordance(truth[rated], guess[rated]))
+    assert np.isnan(concordance(truth[:2], guess[:2]))
+    assert concordance(np.full(3, 2.0), np.full(3, 2.0)) == 1.0
+    assert concordance(np.full(3, 2.0), np.full(3, 4.0)) == 0.0
+
+
+def test_class_intervals_are_those_of_each_class_alone() -> None:
+    truth, guess = noisy(7)
+    speakers = [f"s{row % 12}" for row in range(len(truth))]
+    found = class_f1_intervals(truth, guess, speakers)
+    assert list(found) == list(class_f1(truth, guess))
+    for name, estimate in found.items():
+        alone = speaker_bootstrap(speakers, lambda rows, n=name: class_f1(truth[rows], guess[rows])[n])  # type: ignore[misc]
+        assert estimate == alone
+
+
+def test_an_interval_of_a_class_that_one_speaker_has_leaves_out_draws_without_it() -> None:
+    truth, guess = np.array([0, 0, 1, 1, 1, 1]), np.array([0, 1, 1, 1, 0, 1])
+    found = class_f1_intervals(truth, guess, list("aabbcc"))
+    assert 0.0 < found["angry"].low <= found["angry"].value <= found["angry"].high <= 1.0
+
+
+def test_draws_without_a_statistic_do_not_count() -> None:
+    def statistic(rows: Labels) -> float:
+        return float("nan") if 0 in rows else float(len(rows))
+
+    found = speaker_bootstrap(list("abc"), statistic)
+    assert (found.low, found.high) == (3.0, 3.0)
+    nothing = speaker_bootstrap(["a"], statistic)
+    assert np.isnan([nothing.value, nothing.low, nothing.high]).all()
 
 
 def test_soft_cross_entropy_of_hard_targets_is_the_log_loss() -> None:
@@ -75,16 +135,6 @@ def test_jensen_shannon_distance() -> None:
     assert jensen_shannon(one, other) == pytest.approx(1.0)
     assert jensen_shannon(one, half) == pytest.approx((0.5 * np.log2(4 / 3) + 0.25 * np.log2(2 / 3) + 0.25) ** 0.5)
     assert jensen_shannon(one, half) == pytest.approx(jensen_shannon(half, one))
-
-
-def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
-    sure, unsure = np.zeros((6, 8)), np.zeros((4, 8))
-    sure[:, 0], sure[:, 1] = 0.9, 0.1
-    unsure[:, 0], unsure[:, 1] = 0.55, 0.45
-    posterior = np.concatenate([sure, unsure])
-    truth = np.array([0, 0, 0, 1, 1, 1, 0, 0, 0, 0])  # half of the sure ones, all of the unsure ones
-    assert calibration_error(truth, posterior) == pytest.approx(0.6 * abs(0.9 - 0.5) + 0.4 * abs(0.55 - 1.0))
-    assert calibration_error(np.zeros(3, np.int64), np.eye(8)[[0, 0, 0]]) == 0.0
 
 
 def test_the_bootstrap_draws_whole_speakers() -> None:

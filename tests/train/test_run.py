@@ -1,5 +1,6 @@
 """The whole run on a corpus of a dozen made-up speakers, through the real audio encoders and a tiny text encoder."""
 
+import csv
 import json
 import shutil
 from dataclasses import dataclass
@@ -17,11 +18,15 @@ from model.runtime import load_runtime
 from tests.fakes import voice
 from tests.model.tiny import TEXT_DIM, write_tiny_text_encoder
 from tests.train.synthetic import RECIPES, write_actors, write_goemotions, write_votes, write_wav
+from train.calibration import correct_prior
 from train.config import Recipe, load_recipe
+from train.cost import EVALUATION, FEATURES, META, STAGE_1, STAGE_2
 from train.dataset import tensors
 from train.errors import CorpusError
 from train.prepare import prepare
-from train.run import SOUP, train_ensemble
+from train.report import render
+from train.results import SOUP
+from train.run import train_ensemble
 
 SPEAKERS = range(1001, 1013)
 VOTES = {"ANG": (8, 0, 0, 0, 1, 0), "NEU": (0, 0, 0, 0, 10, 0), "SAD": (0, 1, 0, 0, 4, 4)}  # sad voices: no consensus
@@ -60,7 +65,7 @@ def write_corpora(data: Path) -> None:
 
 
 def tiny_recipe(text_encoder: Path) -> Recipe:
-    shipped = load_recipe(RECIPES / "default.toml").model_dump()
+    shipped = load_recipe(RECIPES / "default.toml").model_dump(exclude_unset=True)
     encoders = {name: shipped["encoders"][name] for name in ("whisper", "prosody", "functionals")}
     text = {"kind": "text-transformer", "dim": TEXT_DIM, "stack": 1, "sources": [f"path:{text_encoder}"]}
     stage = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3}
@@ -118,18 +123,82 @@ def test_results_are_of_unseen_speakers_and_have_intervals(run: Run) -> None:
     assert "http" not in page
     sets = [f"{name} (unseen speakers)" for name in ("cremad", "cremad, degraded", "ravdess")]
     own, degraded, other = (results["evaluations"].pop(name) for name in sets)
+    assert own["calibration"]["vote_loss"] is not None
+    assert other["calibration"]["vote_loss"] is other["jensen_shannon"] is None, "RAVDESS has no raters"
+    assert {score["voted_uar"] for score in other["systems"].values()} == {None}
+    assert own["genders"].keys() == {"female", "male", "gap"}
     assert results["evaluations"] == {}
     assert (own["speakers"], other["speakers"], other["clips"]) == (3, 2, 4)
     assert (degraded["speakers"], degraded["clips"]) == (3, own["clips"])
     systems = {"majority vote", "soft vote", "single meta-classifier", "member voice", "member words", SOUP}
     assert systems < set(own["systems"])
     for score in own["systems"].values():
+        assert score["micro_f1"] == score["accuracy"]
         for metric in ("uar", "macro_f1", "accuracy"):
             assert 0.0 <= score[metric]["low"] <= score[metric]["value"] <= score[metric]["high"] <= 1.0
     assert set(own["uar_gain_of_soup"]) == set(own["systems"]) - {SOUP}
     assert np.sum(own["confusion"]) == own["clips"]
     for system in systems:
         assert system in page
+
+
+def test_calibration_is_fitted_on_the_development_speakers(run: Run) -> None:
+    results = json.loads((run.out / "report.json").read_text())
+    dev = prepare(run.recipe, run.data, run.cache, lambda *call: None).training.dev
+    found, checkpoint = results["calibration"], load_checkpoint(run.out / "checkpoint")
+    assert (found["clips"], found["speakers"]) == (len(dev), len(set(dev.speakers)))
+    assert (found["temperature"], found["abstain_below"]) == (checkpoint.temperature, checkpoint.abstain_below)
+    assert tuple(found["prior"]) == TRAINED
+    for kind in ("heard", "taught"):
+        assert sum(prior[kind] for prior in found["prior"].values()) == pytest.approx(1.0, abs=1e-5)
+    with torch.no_grad():
+        posterior = checkpoint.ensemble()(*tensors(dev.frames, run.recipe.encoder_specs()))[0].numpy()
+    ratio = np.ones(8)
+    for name, prior in found["prior"].items():
+        ratio[CLASSES.index(name)] = np.exp(prior["log_ratio"])
+    np.testing.assert_allclose(
+        correct_prior(posterior, ratio).mean(axis=0), dev.targets.mean(axis=0), atol=1.5 / len(dev)
+    )
+
+
+def test_every_test_clip_stands_in_a_table_with_its_posterior(run: Run) -> None:
+    prepared = prepare(run.recipe, run.data, run.cache, lambda *call: None)
+    results = json.loads((run.out / "report.json").read_text())
+    for name, examples in prepared.test.items():
+        evaluation = results["evaluations"][f"{name} (unseen speakers)"]
+        with (run.out / evaluation["predictions"]).open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        assert [(row["id"], row["speaker"]) for row in rows] == list(zip(examples.ids, examples.speakers, strict=True))
+        right = sum(row["top"] == row["intended"] for row in rows)
+        assert right / len(rows) == evaluation["systems"][SOUP]["accuracy"]["value"]
+        assert {row["vote_angry"] == "" for row in rows} == {name == "ravdess"}
+        assert {row["gender"] for row in rows} == {"female", "male"}
+
+
+def test_curves_and_seconds_of_every_member_and_stage_are_kept(run: Run) -> None:
+    results, cost = json.loads((run.out / "report.json").read_text()), json.loads((run.out / "cost.json").read_text())
+    jobs = [(member, fold) for member in ("voice", "words") for fold in (None, 0, 1)]
+    curves = [(row["member"], row["fold"], row["stage"]) for row in results["learning_curves"]]
+    assert curves == [(*job, stage) for job in jobs for stage in ("stage1", "stage2")]
+    names = {member + ("" if fold is None else f"-without-fold-{fold}") for member, fold in jobs}
+    assert set(cost) == {FEATURES, STAGE_1, STAGE_2, META, EVALUATION}
+    assert set(cost[STAGE_1]) == set(cost[STAGE_2]) == names
+    assert all(seconds > 0 for jobs in cost.values() for seconds in jobs.values())
+
+
+def test_the_card_and_the_page_can_be_made_again(run: Run, tmp_path: Path) -> None:
+    for name in ("report.json", "cost.json"):
+        shutil.copy(run.out / name, tmp_path / name)
+    render(tmp_path)
+    for name in ("report.html", "MODEL_CARD.md"):
+        assert (tmp_path / name).read_bytes() == (run.out / name).read_bytes()
+    card = (tmp_path / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert card == load_checkpoint(run.out / "checkpoint").model_card
+    limits = card[card.index("## Limits") :]
+    for note in run.recipe.notes:
+        assert f"- {note}\n" in limits
+    assert len(run.recipe.notes) == 5
+    assert "Not trained, because no clip was rated for it: arousal, valence, dominance." in limits
 
 
 def test_parts_share_no_speaker(run: Run) -> None:
@@ -166,7 +235,7 @@ def test_a_killed_run_continues_where_it_stopped(run: Run, tmp_path: Path) -> No
     shutil.rmtree(killed / "checkpoint")
     before = {path: path.stat().st_mtime_ns for path in (*killed.rglob("members/*"), *run.cache.rglob("*.safetensors"))}
     calls = run.again(killed)
-    assert {what for what, _, _ in calls} == {"members, stages 1 and 2"}  # no features
+    assert {what for what, _, _ in calls} == {"members, stages 1 and 2", "evaluation"}  # no features
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert {path.name for path in (killed / "members").iterdir() if path not in before} == {
         "words-without-fold-1.stage2.json",

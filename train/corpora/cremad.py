@@ -3,38 +3,62 @@
 Source: Cao et al. (2014), "CREMA-D: Crowd-sourced Emotional Multimodal Actors Dataset", doi:10.1109/TAFFC.2014.2336244.
 Licence: Open Database License 1.0.
 
-Layout: `ACTOR_SENTENCE_EMOTION_LEVEL.(opus|wav|flac)`, `votes.csv` (clip and rater counts A D F H N S), `actors.csv`.
+Layout, as published: `AudioWAV/ACTOR_SENTENCE_EMOTION_LEVEL.wav`, `finishedResponses.csv` (a row per response, of which those
+to the voice alone count), `VideoDemographics.csv`. Or, tabulated: `ACTOR_SENTENCE_EMOTION_LEVEL.(opus|wav|flac)`, `votes.csv`
+(clip and voice-only rater counts A D F H N S), `actors.csv`.
 """
 
-import csv
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from model.labels import CLASSES
-from train.corpora.label_maps import canonical
+from train.corpora.label_maps import LABEL_MAPS, canonical
+from train.corpora.recordings import recordings
+from train.corpora.tables import GENDERS, Problems, read_csv
 from train.errors import CorpusError
 from train.manifest import Clip, Manifest
 
-_VOTE_COLUMNS: Final = ("A", "D", "F", "H", "N", "S")
-AUDIO_SUFFIXES: Final = (".opus", ".wav", ".flac", ".mp3")
+_VOICE_ONLY: Final = "1"
+"""The query type of responses to the sound alone; 2 is the face, 3 both."""
+_SENTENCES: Final = {
+    "IEO": "It's eleven o'clock.",
+    "TIE": "That is exactly what happened.",
+    "IOM": "I'm on my way to the meeting.",
+    "IWW": "I wonder what this is about.",
+    "TAI": "The airplane is almost full.",
+    "MTI": "Maybe tomorrow it will be cold.",
+    "IWL": "I would like a new alarm clock.",
+    "ITH": "I think I have a doctor's appointment.",
+    "DFA": "Don't forget a jacket.",
+    "ITS": "I think I've seen this before.",
+    "TSI": "The surface is slick.",
+    "WSI": "We'll stop in a couple of minutes.",
+}
 
 
 def read_cremad(root: Path) -> Manifest:
     """Reads the corpus from its folder.
 
     Raises:
-        CorpusError: if a table is missing or no clip has votes.
+        CorpusError: if a table is missing, rows are wrong (all are named), or no clip has votes.
     """
-    votes = _votes(root / "votes.csv")
-    genders = _genders(root / "actors.csv")
+    problems = Problems()
+    votes = _votes(root, problems)
+    genders = _genders(root, problems)
+    problems.refuse()
     clips: list[Clip] = []
     dropped: Counter[str] = Counter()
-    for path in sorted(path for path in root.iterdir() if path.suffix in AUDIO_SUFFIXES):
+    for path in recordings(root / "AudioWAV" if (root / "AudioWAV").is_dir() else root):
         if path.stem not in votes:
             dropped["clip without votes"] += 1
             continue
-        actor, _, emotion, _ = path.stem.split("_")
+        parts = path.stem.split("_")
+        if len(parts) != 4 or parts[2] not in LABEL_MAPS["cremad-intended"]:
+            known = " ".join(LABEL_MAPS["cremad-intended"])
+            raise CorpusError(f"{path}: a clip is named 1001_DFA_ANG_XX with one of {known}, got {path.stem!r}")
+        actor, sentence, emotion, _ = parts
         clips.append(
             Clip(
                 id=path.stem,
@@ -44,31 +68,53 @@ def read_cremad(root: Path) -> Manifest:
                 votes=votes[path.stem],
                 intended=canonical("cremad-intended", emotion),
                 gender=genders.get(actor, ""),
+                language="en",
+                transcript=_SENTENCES.get(sentence),
             )
         )
     dropped["votes without clip"] = len(votes) - len(clips)
     if not clips:
         raise CorpusError(f"{root} holds no CREMA-D clip with votes: expected files such as 1001_DFA_ANG_XX.wav")
-    return Manifest(tuple(clips), {reason: count for reason, count in dropped.items() if count})
+    return Manifest(tuple(clips), dict(+dropped))
 
 
-def _votes(path: Path) -> dict[str, tuple[float, ...]]:
-    if not path.is_file():
-        raise CorpusError(f"{path} is missing: CREMA-D needs its table of votes (clip,A,D,F,H,N,S)")
+def _votes(root: Path, problems: Problems) -> dict[str, tuple[float, ...]]:
+    """Clip -> voice-only raters per canonical class."""
     table: dict[str, tuple[float, ...]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            counts = dict.fromkeys(CLASSES, 0.0)
-            for column in _VOTE_COLUMNS:
-                name = canonical("cremad", column)
-                assert name is not None
-                counts[name] += float(row[column])
-            table[row["clip"]] = tuple(counts.values())
-    return table
+    if (root / "votes.csv").is_file():
+        for row in read_csv(root / "votes.csv", ("clip", *LABEL_MAPS["cremad"]), problems):
+            for column in LABEL_MAPS["cremad"]:
+                row.required(column)
+            table[row.required("clip")] = _in_order({c: row.number(c, 0.0) for c in LABEL_MAPS["cremad"]})
+        return table
+    if not (root / "finishedResponses.csv").is_file():
+        raise CorpusError(
+            f"{root / 'votes.csv'} is missing, and so is finishedResponses.csv: CREMA-D needs one of them"
+        )
+    counts: dict[str, Counter[str]] = {}
+    for row in read_csv(root / "finishedResponses.csv", ("queryType", "clipName", "respEmo"), problems):
+        if row.get("queryType") != _VOICE_ONLY:
+            continue
+        if row.get("respEmo") not in LABEL_MAPS["cremad"]:
+            row.wrong("respEmo", f"one of {' '.join(LABEL_MAPS['cremad'])}")
+            continue
+        counts.setdefault(row.required("clipName"), Counter())[row.get("respEmo")] += 1
+    return {clip: _in_order(heard) for clip, heard in counts.items()}
 
 
-def _genders(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {row["ActorID"]: row["Sex"].lower() for row in csv.DictReader(file)}
+def _in_order(heard: Mapping[str, float]) -> tuple[float, ...]:
+    votes = dict.fromkeys(CLASSES, 0.0)
+    for code, count in heard.items():
+        name = canonical("cremad", code)
+        assert name is not None, "every code of this corpus has a class"
+        votes[name] += count
+    return tuple(votes.values())
+
+
+def _genders(root: Path, problems: Problems) -> dict[str, str]:
+    """Actor -> gender, from whichever table is there."""
+    for path in (root / "actors.csv", root / "VideoDemographics.csv"):
+        if path.is_file():
+            rows = read_csv(path, ("ActorID", "Sex"), problems)
+            return {row.get("ActorID"): row.choice("Sex", GENDERS) for row in rows}
+    return {}

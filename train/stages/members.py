@@ -14,10 +14,8 @@ from safetensors.torch import load_file, save_file
 from model.labels import CLASSES
 from model.network.deepser import DeepSER
 from model.spec import EncoderSpec, MemberSpec
-from train.augment import DEGRADATION
 from train.config import Recipe
 from train.dataset import Examples, balanced_subset, concatenate, mix_copies
-from train.features import encoder_key
 from train.loop import EpochSource, History, StageData, class_bias, predict, train_stage
 from train.losses import class_weights
 from train.pairing import Pairing, TextBank
@@ -36,6 +34,7 @@ class TrainingSet:
         dev: held-out speakers, for selection and calibration only; their recordings and a degraded copy.
         bank: sentences that carry emotion; None where the recipe has no text section.
         trained_classes: classes that occur.
+        content: a hash of the examples and their features.
     """
 
     copies: tuple[Examples, ...]
@@ -43,6 +42,7 @@ class TrainingSet:
     dev: Examples
     bank: TextBank | None
     trained_classes: tuple[str, ...]
+    content: str = ""
 
     @property
     def train(self) -> Examples:
@@ -94,13 +94,14 @@ def train_member(
     )
     for number, (stage, config, source, weights) in enumerate(stages):
         path = folder / f"{job.name}.{stage}.safetensors"
-        key = _key(recipe, job, stage)
+        key = _key(recipe, job, stage, data.content)
         if _is_done(path, key):
             member.load_state_dict(load_file(path))
             continue
         epochs = StageData(source, data.dev, weights, data.trained_classes)
         seed = job.member.seed * 1000 + (job.fold + 1) * 10 + number
         history = train_stage(member, encoders, epochs, config, seed, lambda row, s=stage: on_epoch(s, row))  # type: ignore[misc]
+        round_to_half(member)
         _save(path, member, history, key)
     return member.eval()
 
@@ -126,6 +127,13 @@ def out_of_fold(
     if np.isnan(posterior).any():
         raise ValueError("some training examples belong to no fold: every example needs an out-of-fold prediction")
     return posterior, attributes
+
+
+@torch.no_grad()
+def round_to_half(member: DeepSER) -> None:
+    """Rounds every weight to what float16 holds, arithmetic stays float32: what follows sees what a bundle will store."""
+    for parameter in member.parameters():
+        parameter.copy_(parameter.half())
 
 
 def set_statistics(member: DeepSER, examples: Examples) -> None:
@@ -156,12 +164,10 @@ def _balanced(recipe: Recipe, data: TrainingSet, copies: Sequence[Examples]) -> 
     return draw
 
 
-def _key(recipe: Recipe, job: Job, stage: str) -> str:
+def _key(recipe: Recipe, job: Job, stage: str, content: str) -> str:
     """Names everything that decides a stage's weights."""
-    parts = recipe.model_dump(mode="json", include={"seed", "data", "text", "encoders", "stage1", "meta"})
-    parts["meta"] = parts["meta"]["folds"]
-    parts["degradation"] = DEGRADATION
-    parts["features"] = [encoder_key(encoder) for encoder in recipe.encoder_specs().values()]
+    parts = recipe.model_dump(mode="json", include={"seed", "text", "encoders", "stage1"})
+    parts["content"] = content
     if stage == "stage2":
         parts["stage2"] = recipe.stage2.model_dump(mode="json")
     parts["job"] = {"member": asdict(job.member), "fold": job.fold}

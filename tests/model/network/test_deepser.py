@@ -126,6 +126,18 @@ def test_frame_stack_standardises_and_joins() -> None:
     assert mask.tolist() == [[True, True]]
 
 
+def test_input_dropout_takes_whole_features_in_training_alone() -> None:
+    torch.manual_seed(0)
+    stack = FrameStack(dim=200, stack=1, dropout=0.5)
+    frames, mask = torch.ones(2, 7, 200), torch.ones(2, 7, dtype=torch.bool)
+    kept = stack.train()(frames, mask)[0]
+    assert set(kept.unique().tolist()) == {0.0, 2.0}  # what is left is scaled up, so that the mean stays
+    assert torch.equal(kept, kept[:, :1].expand(-1, 7, -1))
+    assert not torch.equal(kept[0], kept[1])
+    assert 0.35 < float((kept == 0).float().mean()) < 0.65
+    torch.testing.assert_close(stack.eval()(frames, mask)[0], frames)
+
+
 def test_masked_mean_of_nothing_is_zero() -> None:
     x = torch.tensor([[[2.0], [4.0], [9.0]], [[1.0], [1.0], [1.0]]])
     mask = torch.tensor([[True, True, False], [False, False, False]])

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from model.labels import CLASSES
+from tests.train.corpora.trees import heard, table, wav
 from tests.train.synthetic import write_actors, write_votes
 from train.corpora import read_corpus
 from train.errors import CorpusError, RecipeError
@@ -87,12 +88,79 @@ def test_a_missing_folder_is_a_corpus_error(tmp_path: Path) -> None:
 
 
 def test_an_unknown_corpus_lists_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="'iemocap': there are cremad, ravdess"):
-        read_corpus("iemocap", tmp_path)
+    with pytest.raises(
+        RecipeError, match="'savee': there are cremad, emodb, iemocap, meld, msp-podcast, ravdess, table"
+    ):
+        read_corpus("savee", tmp_path)
 
 
 def test_a_new_label_is_never_dropped_in_silence(root: Path) -> None:
     write_votes(root, {**VOTES, "1001_DFA_BOR_XX": (1, 0, 0, 0, 0, 0)})
     (root / "1001_DFA_BOR_XX.opus").touch()
-    with pytest.raises(KeyError, match="BOR"):
+    with pytest.raises(CorpusError, match="one of ANG DIS FEA HAP NEU SAD, got '1001_DFA_BOR_XX'"):
         read_corpus("cremad", root.parent)
+
+
+def test_every_wrong_vote_is_named_at_once(root: Path) -> None:
+    with (root / "votes.csv").open("a", encoding="utf-8") as file:
+        file.write("1003_DFA_ANG_XX,1,two,0,0,0,-3,9,50.0\n1003_DFA_DIS_XX,,1,0,0,0,0,1,50.0\n")
+    with pytest.raises(CorpusError) as caught:
+        read_corpus("cremad", root.parent)
+    message = str(caught.value)
+    assert message.startswith("3 mistakes")
+    assert "votes.csv:5: D must be a number of at least 0, got 'two'" in message
+    assert "votes.csv:5: S must be a number of at least 0, got '-3'" in message
+    assert "votes.csv:6: A must be given, got ''" in message
+
+
+def test_the_words_are_those_of_the_sentence(root: Path) -> None:
+    clips = read_corpus("cremad", root.parent).clips
+    assert [clip.transcript for clip in clips] == [
+        "Don't forget a jacket.",
+        "It's eleven o'clock.",
+        "That is exactly what happened.",
+    ]
+    assert {clip.language for clip in clips} == {"en"}
+
+
+RESPONSES = [
+    # clipName, queryType (1 voice, 2 face, 3 both), respEmo
+    ("1001_DFA_ANG_XX", 1, "A"),
+    ("1001_DFA_ANG_XX", 1, "A"),
+    ("1001_DFA_ANG_XX", 1, "N"),
+    ("1001_DFA_ANG_XX", 2, "D"),
+    ("1001_DFA_ANG_XX", 3, "S"),
+    ("1002_TIE_SAD_HI", 1, "S"),
+    ("1003_TIE_SAD_HI", 2, "S"),
+]
+
+
+def published(data: Path) -> Path:
+    """The repository as its publishers lay it out."""
+    rows: list[dict[str, object]] = [
+        {"": n, "localid": "x", "ans": f"{emotion}_80", "queryType": kind, "clipName": clip, "respEmo": emotion}
+        for n, (clip, kind, emotion) in enumerate(RESPONSES, 1)
+    ]
+    table(data / "cremad" / "finishedResponses.csv", rows)
+    table(data / "cremad" / "VideoDemographics.csv", [{"ActorID": 1001, "Age": 51, "Sex": "Male"}])
+    for clip in ("1001_DFA_ANG_XX", "1002_TIE_SAD_HI", "1003_TIE_SAD_HI"):
+        wav(data / "cremad" / "AudioWAV" / f"{clip}.wav")
+    return data
+
+
+def test_the_published_layout_counts_responses_to_the_voice_alone(tmp_path: Path) -> None:
+    manifest = read_corpus("cremad", published(tmp_path))
+    angry, sad = manifest.clips
+    assert heard(angry) == {"angry": 2.0, "neutral": 1.0}
+    assert heard(sad) == {"sad": 1.0}
+    assert (angry.gender, sad.gender) == ("male", "")
+    assert (angry.intended, sad.intended) == ("angry", "sad")
+    assert angry.audio == tmp_path / "cremad" / "AudioWAV" / "1001_DFA_ANG_XX.wav"
+    assert manifest.dropped == {"clip without votes": 1}
+
+
+def test_a_response_of_no_emotion_is_named(tmp_path: Path) -> None:
+    path = published(tmp_path) / "cremad" / "finishedResponses.csv"
+    path.write_text(path.read_text(encoding="utf-8") + "8,x,B_1,1,1001_DFA_ANG_XX,B\n", encoding="utf-8")
+    with pytest.raises(CorpusError, match=r"finishedResponses\.csv:9: respEmo must be one of A D F H N S, got 'B'"):
+        read_corpus("cremad", tmp_path)

@@ -61,3 +61,29 @@ def test_audio_that_is_no_clip_is_counted(tmp_path: Path) -> None:
     data = write_clips(tmp_path, "03-01-05-01-01-01-11", "room-tone")
     manifest = read_corpus("ravdess", data)
     assert (len(manifest.clips), manifest.dropped) == (1, {"not named as a clip": 1})
+
+
+def test_videos_and_songs_are_counted(tmp_path: Path) -> None:
+    data = write_clips(tmp_path, "03-01-05-01-01-01-11", "03-02-05-01-01-01-11", "01-01-05-01-01-01-11")
+    manifest = read_corpus("ravdess", data)
+    assert [clip.id for clip in manifest.clips] == ["03-01-05-01-01-01-11"]
+    assert manifest.clips[0].transcript == "Kids are talking by the door."
+    assert manifest.dropped == {"video or song": 2}
+
+
+@pytest.mark.parametrize("name", ["03-01-09-01-01-01-11", "03-01-05-01-01-01-1A"])
+def test_a_code_that_the_corpus_does_not_have_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CorpusError, match=f"the third part is 01..08 .*got '{name}'"):
+        read_corpus("ravdess", write_clips(tmp_path, name))
+
+
+def test_the_actors_folders_of_the_published_archive(tmp_path: Path) -> None:
+    for name in ("Actor_12/03-01-05-01-01-01-12", "Actor_02/03-01-06-01-01-01-02"):
+        path = tmp_path / "ravdess" / f"{name}.wav"
+        path.parent.mkdir(parents=True)
+        path.touch()
+    clips = read_corpus("ravdess", tmp_path).clips
+    assert [(clip.id, clip.intended) for clip in clips] == [
+        ("03-01-05-01-01-01-12", "angry"),
+        ("03-01-06-01-01-01-02", "fear"),
+    ]

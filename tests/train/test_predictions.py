@@ -1,0 +1,62 @@
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.labels import CLASSES
+from tests.train.results import make_outputs, make_reference
+from train.predictions import predictions_file, write_predictions
+from train.reference import Outputs, Reference
+
+
+def rows_of(path: Path, reference: Reference, outputs: Outputs) -> list[dict[str, str]]:
+    write_predictions(path, reference, outputs)
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def block(rows: list[dict[str, str]], name: str) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    return np.array([[float(row[f"{name}_{label}"]) for label in CLASSES] for row in rows])
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("cremad", "predictions/cremad.csv"),
+        ("cremad, degraded", "predictions/cremad-degraded.csv"),
+        ("MSP-Podcast / test2", "predictions/msp-podcast-test2.csv"),
+    ],
+)
+def test_a_table_is_named_after_its_set(name: str, path: str) -> None:
+    assert predictions_file(name) == path
+
+
+def test_a_table_holds_what_the_soup_said_of_every_clip(tmp_path: Path) -> None:
+    reference, outputs = make_reference(), make_outputs(80)
+    rows = rows_of(tmp_path / "new" / "a.csv", reference, outputs)
+    assert [row["id"] for row in rows] == list(reference.ids)
+    assert [row["speaker"] for row in rows] == list(reference.speakers)
+    assert [row["gender"] for row in rows] == list(reference.genders)
+    assert [CLASSES.index(row["intended"]) for row in rows] == reference.truth.tolist()
+    assert [CLASSES.index(row["top"]) for row in rows] == outputs.posterior.argmax(axis=1).tolist()
+    np.testing.assert_allclose(block(rows, "p"), outputs.posterior, atol=1e-6)
+    np.testing.assert_allclose(block(rows, "prior_corrected"), outputs.prior_corrected, atol=1e-6)
+    assert reference.votes is not None
+    np.testing.assert_allclose(block(rows, "vote"), reference.votes, atol=1e-6)
+    np.testing.assert_allclose([float(row["uncertainty"]) for row in rows], outputs.disagreement, rtol=1e-5)
+    abstained = outputs.posterior.max(axis=1) < outputs.abstain_below
+    assert [row["abstained"] for row in rows] == ["1" if one else "0" for one in abstained]
+    assert 0 < abstained.sum() < 80
+    np.testing.assert_allclose([float(row["arousal"]) for row in rows], outputs.attributes[:, 0], rtol=1e-5)
+    assert [row["rated_valence"] == "" for row in rows] == np.isnan(reference.attributes[:, 1]).tolist()
+    assert "dominance" not in rows[0]
+
+
+def test_what_is_not_known_is_empty(tmp_path: Path) -> None:
+    reference = replace(make_reference(rated=False), truth=np.full(80, -1))
+    rows = rows_of(tmp_path / "a.csv", reference, replace(make_outputs(80), trained_attributes=()))
+    assert {row["intended"] for row in rows} == {""}
+    assert {row[f"vote_{label}"] for row in rows for label in CLASSES} == {""}
+    assert "arousal" not in rows[0]

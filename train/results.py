@@ -1,0 +1,164 @@
+"""The results of a run as plain data for JSON: everything that the report and the model card say."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from model.labels import ATTRIBUTES, CLASSES
+from train.calibration import correct_prior
+from train.config import Recipe
+from train.dataset import TEXT, concatenate
+from train.evaluate import compare, majority_vote, probe_guesses
+from train.features import Progress, extract_text
+from train.loop import class_bias, predict
+from train.prepare import Prepared
+from train.reference import Outputs, Reference, reference_of
+from train.report import FORMAT
+from train.stacking import ABSTAIN_QUANTILE, Stacked, member_outputs
+from train.stages.meta import meta_posterior, stacked_outputs
+
+SOUP: Final = "soup of meta-classifiers"
+_GENERAL_LIMIT: Final = "An emotion posterior is a guess at what a listener would hear, not a fact about a person."
+_WORDS_NOTE: Final = (
+    "Flat recordings (neutral clips of unseen speakers) scored with different words in the place of their transcript, "
+    "mean posterior: words should move it where they carry emotion, and leave it alone where not."
+)
+
+
+def evaluate_set(
+    recipe: Recipe, prepared: Prepared, trained: Stacked, name: str
+) -> tuple[Reference, Outputs, dict[str, Any]]:
+    """One test set: what it is held against, what the soup says, and the evaluation as plain data."""
+    test, training = prepared.test[name], prepared.training
+    reference = reference_of(test, prepared.votes[name], prepared.genders[name])
+    bias, encoders = class_bias(training.trained_classes), recipe.encoder_specs()
+    predictions = [predict(member, encoders, test, bias) for member in trained.members]
+    stacked = stacked_outputs(predictions)
+    members = np.stack([posterior for posterior, _ in predictions], axis=1)
+    posterior = meta_posterior(trained.soup, stacked, bias, trained.temperature)
+    with torch.no_grad():
+        attributes = trained.soup(stacked)[1].numpy()
+    outputs = Outputs(
+        members=members,
+        uncalibrated=meta_posterior(trained.soup, stacked, bias, 1.0),
+        posterior=posterior,
+        prior_corrected=correct_prior(posterior, trained.prior_ratio),
+        attributes=attributes,
+        trained_attributes=trained.trained_attributes,
+        abstain_below=trained.abstain_below,
+    )
+    probes = [probe_guesses(seen, test) for seen in (training.copies[0], concatenate(training.copies))]
+    systems: dict[str, npt.NDArray[np.int64]] = {
+        "linear probe": probes[0],
+        "linear probe, degraded copies too": probes[1],
+        **{f"member {m.spec.name}": members[:, i].argmax(axis=1) for i, m in enumerate(trained.members)},
+        "majority vote": majority_vote(members),
+        "soft vote": members.mean(axis=1).argmax(axis=1),
+        "single meta-classifier": meta_posterior(trained.runs[0], stacked, bias, 1.0).argmax(axis=1),
+        SOUP: posterior.argmax(axis=1),
+    }
+    return reference, outputs, compare(reference, systems, SOUP, outputs)
+
+
+def results_of(
+    recipe: Recipe, prepared: Prepared, trained: Stacked, evaluations: dict[str, Any], words: list[dict[str, str]]
+) -> dict[str, Any]:
+    """All results but the learning curves, which the run's folder holds."""
+    classes = prepared.training.trained_classes
+    data, training = recipe.data, prepared.training
+    untrained = [name for name in CLASSES if name not in classes]
+    kinds = "as other rooms, microphones, noise and telephone lines would have it"
+    acted = f", the actor's intention counted as {data.intended_votes:g} raters" if data.intended_votes else ""
+    never = f" Never trained, so with probability exactly 0: {', '.join(untrained)}." if untrained else ""
+    return {
+        "format": FORMAT,
+        "name": f"medusa-rt {recipe.name}",
+        "summary": (
+            f"{len(trained.members)} DeepSER members ({', '.join(m.spec.name for m in trained.members)}), a linear "
+            f"meta-classifier on their out-of-fold outputs, a soup of {len(trained.runs)} runs. "
+            f"Classes: {', '.join(classes)}.{never}"
+        ),
+        "data": [
+            f"Trained on {data.corpus}: {len(training.train)} clips of {len(set(training.train.speakers))} speakers.",
+            f"Selected and calibrated on {len(set(training.dev.speakers))} other speakers.",
+            *([f"Degraded copies of every clip, {kinds}: {data.degraded_copies}."] if data.degraded_copies else []),
+            f"Licence of the data: {data.licence}.",
+            f"Soft targets: the raters' votes{acted}.",
+        ],
+        "builds_on": [
+            {"name": name, "revision": encoder.revision, "licence": encoder.licence}
+            for name, encoder in recipe.encoders.items()
+            if encoder.sources
+        ],
+        "dropped": prepared.dropped,
+        "evaluations": evaluations,
+        "calibration": _calibration(prepared, trained),
+        "words": words,
+        "words_note": _WORDS_NOTE,
+        "limits": [*recipe.notes, *_limits(prepared, trained)],
+    }
+
+
+def _limits(prepared: Prepared, trained: Stacked) -> list[str]:
+    """Limits that the run itself can tell."""
+    corpora = [f"{corpus}: {what}: {count}." for corpus, told in prepared.notes.items() for what, count in told.items()]
+    untrained = [name for name in ATTRIBUTES if name not in trained.trained_attributes]
+    unrated = [f"Not trained, because no clip was rated for it: {', '.join(untrained)}."] if untrained else []
+    return [*corpora, *unrated, _GENERAL_LIMIT]
+
+
+def _calibration(prepared: Prepared, trained: Stacked) -> dict[str, Any]:
+    """What was fitted on the development speakers."""
+    dev, columns = prepared.training.dev, [CLASSES.index(name) for name in prepared.training.trained_classes]
+    heard = dev.targets.mean(axis=0)[columns].astype(np.float64)
+    ratio = trained.prior_ratio[columns]
+    implied = heard / ratio
+    return {
+        "clips": len(dev),
+        "speakers": len(set(dev.speakers)),
+        "temperature": trained.temperature,
+        "abstain_below": trained.abstain_below,
+        "abstain_quantile": ABSTAIN_QUANTILE,
+        "prior": {
+            CLASSES[column]: {"heard": float(h), "taught": float(t), "log_ratio": float(np.log(r))}
+            for column, h, t, r in zip(columns, heard, implied / implied.sum(), ratio, strict=True)
+        },
+    }
+
+
+_EXAMPLES = (
+    "",
+    "The airplane is almost full.",
+    "I am so angry with your service.",
+    "This is absolutely disgusting.",
+    "I am really scared that something bad will happen.",
+    "I am so sorry for your loss, this is heartbreaking.",
+    "Thank you so much, that is wonderful news!",
+)
+
+
+def words_table(
+    recipe: Recipe, prepared: Prepared, trained: Stacked, cache: Path, progress: Progress
+) -> list[dict[str, str]]:
+    """Flat recordings of unseen speakers scored with different words: mean posterior over the clips."""
+    encoders = recipe.encoder_specs()
+    test = prepared.test.get(recipe.data.corpus)
+    if TEXT not in encoders or test is None:
+        return []
+    flat = test.subset(np.flatnonzero(test.targets[:, CLASSES.index("neutral")] > 0.9))
+    if not len(flat):
+        return []
+    frames = extract_text({text: text for text in _EXAMPLES}, encoders[TEXT], cache, progress)
+    bias = class_bias(prepared.training.trained_classes)
+    rows = []
+    for text in _EXAMPLES:
+        spoken = replace(flat, frames={**flat.frames, TEXT: [frames[text]] * len(flat)})
+        outputs = member_outputs(recipe, trained.members, spoken, prepared.training.trained_classes)
+        mean = meta_posterior(trained.soup, outputs, bias, trained.temperature).mean(axis=0)
+        shown = ", ".join(f"{CLASSES[i]} {mean[i]:.2f}" for i in np.argsort(-mean)[:4])
+        rows.append({"text": text, "top": CLASSES[int(mean.argmax())], "shown": shown})
+    return rows
