@@ -55,7 +55,7 @@ class Models:
     bundle: Bundle
     asr: AsrModel
     emotion: EmotionModel
-    multilingual: bool
+    languages: tuple[str, ...]
 
 
 def load_models(folder: Path, settings: EngineSettings) -> Models:
@@ -70,7 +70,7 @@ def load_models(folder: Path, settings: EngineSettings) -> Models:
         whisper = _load_whisper(runtime, settings, device)
     except (BundleError, SourceError, ProviderError) as error:
         raise ConfigError(str(error)) from error
-    models = Models(runtime.bundle, AsrModel(whisper), EmotionModel(runtime), whisper.multilingual)
+    models = Models(runtime.bundle, AsrModel(whisper), EmotionModel(runtime), whisper.languages)
     _try_out(models)
     return models
 

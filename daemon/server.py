@@ -123,7 +123,7 @@ def _rules(config: Config, engine: Engine) -> StreamRules:
         bundle_id=engine.bundle_id,
         trained_classes=ensemble.trained_classes,
         trained_attributes=ensemble.trained_attributes,
-        multilingual=engine.models.multilingual,
+        languages=engine.models.languages,
         endpointing=config.endpointing_rules(),
         interim_ms=config.interim_ms,
         max_streams=config.limits.max_streams,

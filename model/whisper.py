@@ -96,6 +96,11 @@ class Whisper:
         self.multilingual = bool(self._model.model.is_multilingual)
         self._tokenizers: dict[str, Tokenizer] = {}
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """ISO 639-1 codes of the languages that the model knows."""
+        return tuple(self._model.supported_languages)
+
     def encode(self, audio: Sequence[Samples]) -> EncodedBatch:
         """One encoder pass over utterances that share a bucket (`model.audio.bucket_length`).
 

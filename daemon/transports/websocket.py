@@ -57,7 +57,7 @@ class StreamRules:
         bundle_id: stamped on results.
         trained_classes: told to the client.
         trained_attributes: told to the client.
-        multilingual: whether a language may be chosen.
+        languages: ISO 639-1 codes that a stream may ask for.
         endpointing: when speech begins and ends.
         interim_ms: default distance of interim results.
         max_streams: streams at a time.
@@ -69,7 +69,7 @@ class StreamRules:
     bundle_id: str
     trained_classes: tuple[str, ...]
     trained_attributes: tuple[str, ...]
-    multilingual: bool
+    languages: tuple[str, ...]
     endpointing: Endpointing
     interim_ms: int
     max_streams: int
@@ -197,10 +197,11 @@ class StreamServer:
             await _cancel(draining)
 
     def _info(self, request: StreamRequest) -> CallInfo:
-        if request.language not in (None, "en") and not self._rules.multilingual:
+        known = self._rules.languages
+        if request.language is not None and request.language not in known:
             raise PeerError(
                 "bad_language",
-                f"language {request.language!r} is not known to this bundle; it knows en",
+                f"language {request.language!r} is not known to this bundle; it knows {', '.join(known)}",
                 CLOSE_UNSUPPORTED,
             )
         session = uuid.uuid4().hex

@@ -55,6 +55,10 @@ def test_noise_has_no_words_to_believe(whisper: Whisper) -> None:
     assert transcript.text == "" or not transcript.trusted
 
 
+def test_says_which_languages_it_knows(whisper: Whisper) -> None:
+    assert whisper.languages == ("en",)
+
+
 def test_a_language_that_the_model_does_not_know(whisper: Whisper) -> None:
     encoded = whisper.encode([clip("flat_words")])
     with pytest.raises(ValueError, match="does not know the language 'de'; it knows en"):
