@@ -95,6 +95,7 @@ class Batcher(Generic[Item, Result]):
         self._executor = executor
         self._settings = settings
         self._lanes: _Lanes[Item, Result] = _Lanes()
+        self._running = 0
         self._arrived = asyncio.Event()
         self._unanswered: set[asyncio.Future[Timed[Result]]] = set()
         self._stopped = False
@@ -103,6 +104,11 @@ class Batcher(Generic[Item, Result]):
     def depth(self) -> int:
         """Items that wait."""
         return len(self._lanes)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not self._running and not len(self._lanes)
 
     async def submit(self, item: Item, bucket: Hashable, *, final: bool) -> Timed[Result]:
         """Waits for the item's result.
@@ -150,7 +156,11 @@ class Batcher(Generic[Item, Result]):
             await self._wait_for_company()
             batch = self._take()
             if batch:
-                await self._run(batch)
+                self._running += 1
+                try:
+                    await self._run(batch)
+                finally:
+                    self._running -= 1
 
     async def _wait_for_company(self) -> None:
         first = (self._lanes.final or self._lanes.interim)[0]

@@ -21,6 +21,7 @@ from daemon.embedded import embedded_url
 from daemon.engine import EngineSettings, default_threads
 from daemon.errors import ConfigError
 from daemon.sinks.redis import connect, without_password
+from model.audio import POST_PAD, SAMPLES_PER_MS
 from model.segmenter import Endpointing
 
 DEFAULT_BUNDLE: Final = Path(__file__).parent / "bundles" / "default"
@@ -100,12 +101,22 @@ class Config(BaseSettings):
     bundle: Path = DEFAULT_BUNDLE
     interim_ms: int = Field(default=1000, ge=0)
     """Default distance of interim results; 0 sends none. A client may ask for another."""
+    ahead_silence_ms: int = Field(default=160, ge=0)
+    """Silence after which an utterance is scored ahead, if nothing else is to be done; 0 never does."""
     drain_timeout_s: float = Field(default=20.0, gt=0)
     log_level: LogLevel = "INFO"
     endpointing: EndpointingConfig = EndpointingConfig()
     limits: LimitsConfig = LimitsConfig()
     streams: StreamsConfig = StreamsConfig()
     models: ModelsConfig = ModelsConfig()
+
+    @field_validator("ahead_silence_ms")
+    @classmethod
+    def _of_complete_audio(cls, ahead_ms: int) -> int:
+        least = POST_PAD // SAMPLES_PER_MS
+        if 0 < ahead_ms < least:
+            raise ValueError(f"0 for never, or at least {least}, the silence that an utterance keeps")
+        return ahead_ms
 
     @field_validator("redis")
     @classmethod

@@ -17,7 +17,7 @@ import numpy as np
 from daemon.asr import AsrItem, AsrModel, Heard
 from daemon.batcher import Batcher, BatchSettings
 from daemon.emotion import EmotionItem, EmotionModel, Scored
-from daemon.errors import ConfigError
+from daemon.errors import CapacityError, ConfigError
 from daemon.messages import CallInfo, Latency, Scores, Utterance
 from model.audio import MIN_UTTERANCE, bucket_length, ms_from_samples
 from model.bundle import Bundle, BundleError
@@ -145,13 +145,15 @@ class Engine:
         """What results are stamped with."""
         return self.models.bundle.id
 
-    async def score(self, info: CallInfo, utterance: Utterance) -> Scores:
+    async def score(self, info: CallInfo, utterance: Utterance, *, ahead: bool = False) -> Scores:
         """Scores one utterance; interim ones are not transcribed.
 
         Raises:
-            CapacityError: if the utterance is interim and a queue is full.
+            CapacityError: if the utterance is interim and a queue is full, or it is `ahead` and the engine is not idle.
             UpstreamError: if a model failed on it.
         """
+        if ahead and not (self.asr.idle and self.emotion.idle):
+            raise CapacityError("the engine has certain work to do: nothing is scored ahead")
         bucket = bucket_length(max(len(utterance.audio), MIN_UTTERANCE))
         final = utterance.final
         item = AsrItem(utterance.audio, info.language, words=final)

@@ -31,10 +31,16 @@ class Sink(Protocol):
 class Scorer(Protocol):
     """The engine: utterances in, scores out, batched across all streams."""
 
-    async def score(self, info: CallInfo, utterance: Utterance) -> Scores:
+    async def score(self, info: CallInfo, utterance: Utterance, *, ahead: bool = False) -> Scores:
         """Scores one utterance.
 
+        Args:
+            info: the stream.
+            utterance: what to score.
+            ahead: it may turn out to be incomplete, so it is scored only if nobody else waits.
+
         Raises:
+            CapacityError: if the utterance is interim or `ahead`, and there is no room.
             UpstreamError: if a model failed on this utterance.
         """
 

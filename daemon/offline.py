@@ -46,7 +46,7 @@ async def score_samples(
 
 def cut(audio: Samples, config: Config) -> list[Utterance]:
     """The utterances of a recording `float32 [channels, T]`, in the order in which they end."""
-    session = Session([SpeechDetector() for _ in audio], config.endpointing_rules(), interim=0)
+    session = Session([SpeechDetector() for _ in audio], config.endpointing_rules())
     outputs = session.feed(list(audio)) + session.close()
     utterances = [output for output in outputs if isinstance(output, Utterance)]
     return sorted(utterances, key=lambda utterance: utterance.decided)

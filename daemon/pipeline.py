@@ -2,13 +2,14 @@
 
 Audio that was accepted is always scored and published: when a client vanishes, its open utterance is cut and finished like
 any other. Utterances of a stream are scored one after the other, so that streams share the engine fairly and a stream's
-events keep their order; waiting interim cuts are replaced by newer ones.
+events keep their order; waiting interim cuts are replaced by newer ones. Where the engine is idle, an utterance is scored
+ahead, in the silence that may end it; if it does, the result is there at once, and it is the same result.
 """
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -16,13 +17,14 @@ from typing import Literal
 from daemon import wire
 from daemon.errors import CapacityError, UpstreamError
 from daemon.interfaces import Scorer, Sink
-from daemon.messages import CallEvent, CallInfo, EmotionEvent, Totals, Utterance
-from daemon.session import Output, Session, SpeechStarted
-from model.audio import Samples
+from daemon.messages import CallEvent, CallInfo, EmotionEvent, Scores, Totals, Utterance
+from daemon.session import Ahead, Output, Session, SpeechStarted
+from model.audio import Samples, ms_from_samples
 
 Notify = Callable[[wire.Message], None]
 """Hands a message to the client; never blocks."""
 
+_MS_PER_S = 1000.0
 _MAX_WAITING_FINALS = 8
 """Finals of one stream that may wait; more audio is then not read (the socket's own back-pressure holds the client)."""
 
@@ -47,6 +49,18 @@ class Services:
     compute: Executor
 
 
+@dataclass(frozen=True, slots=True)
+class _ScoredAhead:
+    """An utterance as it would be if its pause ended it, and its scores to come."""
+
+    utterance: Utterance
+    task: "asyncio.Task[Scores | None]"
+
+    def is_of(self, utterance: Utterance) -> bool:
+        """Whether `utterance`, of the same channel and index, is the same audio."""
+        return (self.utterance.start, self.utterance.end) == (utterance.start, utterance.end)
+
+
 class Call:
     """One stream while it lasts. `run` must run beside `feed` and `close`."""
 
@@ -59,6 +73,9 @@ class Call:
         self._waiting: deque[Utterance] = deque()
         self._abandoned: asyncio.Future[list[Output]] | None = None
         """A `feed` whose caller was cancelled: its thread goes on, and the session is for one at a time."""
+        self._ahead: dict[tuple[int, int], _ScoredAhead] = {}
+        """By channel and index."""
+        self._group: asyncio.TaskGroup | None = None
         self._changed = asyncio.Condition()
         self._closed = False
         self._scoring = True
@@ -101,9 +118,14 @@ class Call:
     async def run(self) -> None:
         """Scores and publishes until the stream is closed and everything accepted is done."""
         try:
-            while (utterance := await self._next()) is not None:
-                await self._score(utterance)
+            async with asyncio.TaskGroup() as self._group:
+                while (utterance := await self._next()) is not None:
+                    await self._score(utterance)
+                self._forget_ahead(self._ahead)
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None  # work ahead raises nothing: this is ours
         finally:
+            self._group = None
             async with self._changed:
                 self._scoring = False
                 self._changed.notify_all()
@@ -116,6 +138,9 @@ class Call:
         for output in outputs:
             if isinstance(output, SpeechStarted):
                 self._notify(wire.speech_started(output.channel, self.info.roles[output.channel], output.start))
+                continue
+            if isinstance(output, Ahead):
+                self._score_ahead(output.utterance)
                 continue
             async with self._changed:
                 if output.final:
@@ -148,9 +173,42 @@ class Call:
             self._changed.notify_all()
             return utterance
 
+    def _score_ahead(self, utterance: Utterance) -> None:
+        key = utterance.channel, utterance.index
+        self._forget_ahead([key])  # speech went on after an earlier pause
+        if self._group is not None:
+            self._ahead[key] = _ScoredAhead(utterance, self._group.create_task(self._scores_ahead(utterance)))
+
+    async def _scores_ahead(self, utterance: Utterance) -> Scores | None:
+        """None where the utterance is better scored when it is certain."""
+        try:
+            return await self._services.scorer.score(self.info, utterance, ahead=True)
+        except (CapacityError, UpstreamError):
+            return None
+
+    def _forget_ahead(self, keys: Iterable[tuple[int, int]]) -> None:
+        for key in list(keys):
+            if (ahead := self._ahead.pop(key, None)) is not None:
+                ahead.task.cancel()
+
+    async def _scores_of(self, utterance: Utterance) -> Scores:
+        """The scores made ahead if they are those of this very audio, else new ones."""
+        key = utterance.channel, utterance.index
+        ahead = self._ahead.get(key) if utterance.final else None
+        if ahead is not None and ahead.is_of(utterance):
+            begun = time.perf_counter()
+            scores = await self._ahead.pop(key).task
+            if scores is not None:
+                waited_ms = (time.perf_counter() - begun) * _MS_PER_S
+                endpoint_ms = ms_from_samples(utterance.decided - utterance.end)
+                return replace(scores, latency=replace(scores.latency, endpoint=endpoint_ms, total=waited_ms))
+        elif utterance.final:
+            self._forget_ahead([key])
+        return await self._services.scorer.score(self.info, utterance)
+
     async def _score(self, utterance: Utterance) -> None:
         try:
-            scores = await self._services.scorer.score(self.info, utterance)
+            scores = await self._scores_of(utterance)
         except CapacityError:
             if utterance.final:
                 raise  # a scorer must never refuse finals

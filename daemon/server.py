@@ -126,6 +126,7 @@ def _rules(config: Config, engine: Engine) -> StreamRules:
         languages=engine.models.languages,
         endpointing=config.endpointing_rules(),
         interim_ms=config.interim_ms,
+        ahead_silence_ms=config.ahead_silence_ms,
         max_streams=config.limits.max_streams,
         max_message_bytes=config.limits.max_message_bytes,
         idle_timeout_s=config.limits.idle_timeout_s,

@@ -1,6 +1,6 @@
 """One stream as a state machine: audio in, utterances and notices out. Sans-IO: no clock, no tasks, no sockets.
 
-    samples of a channel -> windows -> speech probabilities -> Segmenter -> Started / Utterance
+    samples of a channel -> windows -> speech probabilities -> Segmenter -> SpeechStarted / Ahead / Utterance
 
 A transport feeds decoded 16 kHz audio; whoever drives the session runs the speech detector (that is compute, so it is
 handed in as a callable) and sends on what comes out.
@@ -28,7 +28,38 @@ class SpeechStarted:
     start: int
 
 
-Output = SpeechStarted | Utterance
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What the final utterance will be if the pause that just began ends it.
+
+    An utterance's audio ends `POST_PAD` after its last speech window, so it is complete long before its endpoint: work on
+    it now is work on the very audio. If speech resumes, no final utterance is equal to this one.
+    """
+
+    utterance: Utterance
+
+
+Output = SpeechStarted | Ahead | Utterance
+
+
+@dataclass(frozen=True, slots=True)
+class Previews:
+    """What a stream gives before an utterance is complete, in samples.
+
+    Attributes:
+        interim: speech between interim cuts of a running utterance; 0 for none.
+        ahead: silence after which the utterance is given as it would be (`Ahead`), at least `POST_PAD`; 0 for never.
+
+    Raises:
+        ValueError: if `ahead` is shorter than the audio that is kept.
+    """
+
+    interim: int = 0
+    ahead: int = 0
+
+    def __post_init__(self) -> None:
+        if self.ahead and self.ahead < POST_PAD:
+            raise ValueError(f"ahead is 0 or at least {POST_PAD} samples, the silence that is kept, got {self.ahead}")
 
 
 class ChannelStream:
@@ -38,14 +69,17 @@ class ChannelStream:
         channel: its number.
         detector: speech probabilities of this channel.
         endpointing: when speech begins and ends.
-        interim: samples between interim cuts of a running utterance; 0 for none.
+        previews: what is given before an utterance is complete.
     """
 
-    def __init__(self, channel: int, detector: SpeechProbabilities, endpointing: Endpointing, interim: int) -> None:
+    def __init__(
+        self, channel: int, detector: SpeechProbabilities, endpointing: Endpointing, previews: Previews
+    ) -> None:
         self._channel = channel
         self._detect = detector
         self._segmenter = Segmenter(endpointing)
-        self._interim = interim
+        self._interim = previews.interim
+        self._ahead_windows = -(-previews.ahead // VAD_WINDOW)
         self._buffer = np.zeros(0, np.float32)
         self._buffer_start = 0
         self._stepped = 0
@@ -86,7 +120,17 @@ class ChannelStream:
             self._stepped += VAD_WINDOW
             outputs += self._cut(self._segmenter.step(float(probability)))
             outputs += self._interim_cut()
+            outputs += self._ahead()
         return outputs
+
+    def _ahead(self) -> list[Output]:
+        """The utterance as it would end, once in every pause that lasts long enough."""
+        segmenter = self._segmenter
+        pause = self._stepped - segmenter.speech_end
+        if not self._ahead_windows or not segmenter.speaking or pause != self._ahead_windows * VAD_WINDOW:
+            return []
+        utterance = self._utterance(segmenter.start, segmenter.speech_end + POST_PAD, self._stepped, interim=0)
+        return [Ahead(utterance)]
 
     def _cut(self, marks: Sequence[Started | Cut]) -> list[Output]:
         outputs: list[Output] = []
@@ -126,12 +170,15 @@ class Session:
     Args:
         detectors: one per channel.
         endpointing: when speech begins and ends.
-        interim: samples between interim cuts; 0 for none.
+        previews: what is given before an utterance is complete; nothing if not said.
     """
 
-    def __init__(self, detectors: Sequence[SpeechProbabilities], endpointing: Endpointing, interim: int) -> None:
+    def __init__(
+        self, detectors: Sequence[SpeechProbabilities], endpointing: Endpointing, previews: Previews | None = None
+    ) -> None:
         self._channels = [
-            ChannelStream(channel, detector, endpointing, interim) for channel, detector in enumerate(detectors)
+            ChannelStream(channel, detector, endpointing, previews or Previews())
+            for channel, detector in enumerate(detectors)
         ]
 
     @property

@@ -32,21 +32,27 @@ class ScriptedScorer:
     Args:
         failing: utterances (by index) on which the model fails, interim cuts included.
         full: whether interim work is refused for lack of room.
+        busy: whether work ahead is refused.
 
     Attributes:
-        seen: what it was asked to score, in order.
+        seen: what it was asked to score, in order, but for work ahead.
+        ahead: what it was asked to score ahead, in order.
         gate: set where it may answer; cleared by a test that holds work back.
     """
 
-    def __init__(self, *, failing: frozenset[int] = frozenset(), full: bool = False) -> None:
+    def __init__(self, *, failing: frozenset[int] = frozenset(), full: bool = False, busy: bool = False) -> None:
         self.seen: list[Utterance] = []
+        self.ahead: list[Utterance] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self._failing = failing
         self._full = full
+        self._busy = busy
 
-    async def score(self, info: CallInfo, utterance: Utterance) -> Scores:
-        self.seen.append(utterance)
+    async def score(self, info: CallInfo, utterance: Utterance, *, ahead: bool = False) -> Scores:
+        (self.ahead if ahead else self.seen).append(utterance)
+        if ahead and self._busy:
+            raise CapacityError("the engine has certain work to do: nothing is scored ahead")
         await self.gate.wait()
         if utterance.index in self._failing:
             raise UpstreamError("the asr model failed: out of memory")

@@ -38,7 +38,7 @@ from daemon.messages import CallInfo
 from daemon.metrics import Metrics
 from daemon.pipeline import Call, Services
 from daemon.resample import AudioDecoder
-from daemon.session import Session
+from daemon.session import Previews, Session
 from daemon.transports.request import StreamRequest, parse_object, request_of_message, request_of_query
 from model.audio import samples_from_ms
 from model.segmenter import Endpointing
@@ -60,6 +60,7 @@ class StreamRules:
         languages: ISO 639-1 codes that a stream may ask for.
         endpointing: when speech begins and ends.
         interim_ms: default distance of interim results.
+        ahead_silence_ms: silence after which an utterance is scored ahead; 0 for never.
         max_streams: streams at a time.
         max_message_bytes: of one message.
         idle_timeout_s: without any message.
@@ -72,6 +73,7 @@ class StreamRules:
     languages: tuple[str, ...]
     endpointing: Endpointing
     interim_ms: int
+    ahead_silence_ms: int
     max_streams: int
     max_message_bytes: int
     idle_timeout_s: float
@@ -239,9 +241,8 @@ class _Connection:
     async def serve(self, request: StreamRequest, decoder: AudioDecoder) -> None:
         """Runs the stream to its end."""
         interim_ms = self._rules.interim_ms if request.interim_ms is None else request.interim_ms
-        session = Session(
-            [SpeechDetector() for _ in self._info.roles], self._rules.endpointing, samples_from_ms(interim_ms)
-        )
+        previews = Previews(samples_from_ms(interim_ms), samples_from_ms(self._rules.ahead_silence_ms))
+        session = Session([SpeechDetector() for _ in self._info.roles], self._rules.endpointing, previews)
         call = Call(self._info, session, self._services, self._notify)
         call.started()
         self._notify(wire.session_created(self._info, self._rules.trained_classes, self._rules.trained_attributes))

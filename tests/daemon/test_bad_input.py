@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed
 
 from daemon.messages import CallInfo, Scores, Utterance
 from daemon.pipeline import Call, Services
-from daemon.session import Session
+from daemon.session import Previews, Session
 from daemon.sinks.memory import MemorySink
 from daemon.wire import redis_fields
 from model.audio import MAX_UTTERANCE, SAMPLE_RATE_HZ, VAD_WINDOW
@@ -349,7 +349,7 @@ class LengthScorer:
     def __init__(self) -> None:
         self.spans: list[tuple[int, int]] = []
 
-    async def score(self, info: CallInfo, utterance: Utterance) -> Scores:
+    async def score(self, info: CallInfo, utterance: Utterance, *, ahead: bool = False) -> Scores:
         assert len(utterance.audio) == utterance.end - utterance.start
         if utterance.final:
             self.spans.append((utterance.start, utterance.end))
@@ -362,7 +362,7 @@ async def test_a_monologue_of_forty_minutes() -> None:
     windows = 40 * 60 * SAMPLE_RATE_HZ // VAD_WINDOW
     scorer, sink = LengthScorer(), MemorySink()
     published: list[dict[str, str]] = []
-    session = Session([ScriptedDetector([0.9] * windows)], Endpointing(), interim=SAMPLE_RATE_HZ)
+    session = Session([ScriptedDetector([0.9] * windows)], Endpointing(), Previews(interim=SAMPLE_RATE_HZ))
     second = np.zeros(SAMPLE_RATE_HZ, np.float32)
     with ThreadPoolExecutor(1) as compute:
         call = Call(make_info(roles=("customer",)), session, Services(scorer, sink, compute), lambda message: None)

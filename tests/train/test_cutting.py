@@ -27,7 +27,7 @@ UTTERANCES = {"angry_words": 1, "flat_words": 1, "hello_3s": 1, "silence_noise":
 def live(samples: Samples, detector: SpeechProbabilities, edges: Sequence[int] = ()) -> list[Utterance]:
     """The utterances of a stream that arrives cut at `edges`."""
     rules = Endpointing(**EndpointingConfig().model_dump())
-    session = Session([detector], rules, interim=0)
+    session = Session([detector], rules)
     outputs = [output for chunk in np.split(samples, sorted(edges)) for output in session.feed([chunk])]
     return [output for output in [*outputs, *session.close()] if isinstance(output, Utterance)]
 
