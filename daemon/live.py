@@ -62,7 +62,8 @@ def _bar(name: str, probability: float) -> Text:
 def _footer(fields: Mapping[str, str]) -> str:
     known = [f"{name} {float(fields[name]):.1f}/7" for name in ATTRIBUTES if fields[name]]
     attributes = ", ".join(known) if known else "arousal, valence, dominance: not trained in this bundle"
-    return f"{attributes}   ·   {float(fields['lat_ms']):.0f} ms work   ·   disagreement {float(fields['uncertainty']):.2f}"
+    waited, disagreement = float(fields["lat_ms"]), float(fields["uncertainty"])
+    return f"{attributes}   ·   scored {waited:.0f} ms after its end   ·   disagreement {disagreement:.2f}"
 
 
 def interim_line(fields: Mapping[str, str]) -> Text:

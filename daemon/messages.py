@@ -48,7 +48,7 @@ class Latency:
         asr: Whisper encoder and decoder.
         encoders: other encoders (prosody, text).
         fusion: the ensemble.
-        total: decision to result (queue, asr, encoders and fusion).
+        total: decision to result: queue, asr, encoders and fusion, or what was left of them where they were done ahead.
     """
 
     endpoint: float
