@@ -70,7 +70,8 @@ async def _hold(count: int, seconds: float, interim_ms: int) -> None:
         p95 = max(float(np.percentile(values, 95)) for values in (wait, work))
         print(  # noqa: T201  # a program
             f"{count:4} streams: {len(work):5} utterances, wait p50 {percentile(wait, 50)} ms, p95 {percentile(wait, 95)} ms, "
-            f"work p50 {percentile(work, 50)} ms, p95 {percentile(work, 95)} ms, {cores:.2f} cores, peak {daemon.peak_mb():.0f} MiB: {'held' if p95 < _LIMIT_MS else 'NOT held'}"
+            f"work p50 {percentile(work, 50)} ms, p95 {percentile(work, 95)} ms, {cores:.2f} cores, "
+            f"peak {daemon.peak_mb():.0f} MiB: {'held' if p95 < _LIMIT_MS else 'NOT held'}"
         )
 
 

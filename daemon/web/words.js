@@ -63,7 +63,7 @@ export function closeWords({ code, created }, host) {
 /** @param {Record<string, number>} latency `latency_ms` of a result */
 export function latencyWords(latency) {
   return (
-    `waited for the pause ${duration(latency.endpoint)}, then: queue ${duration(latency.queue)}, ` +
+    `waited for the pause ${duration(latency.endpoint)}; work, begun in the pause where nothing else was to be done: queue ${duration(latency.queue)}, ` +
     `words ${duration(latency.asr)}, encoders ${duration(latency.encoders)}, ensemble ${duration(latency.fusion)}`
   );
 }
