@@ -59,6 +59,25 @@ def prosody_frames(audio: Samples) -> Frames:
     return np.stack([pitch, voicing, loudness, slope], axis=1).astype(np.float32)
 
 
+_VARIANCE_FLOOR: Final = 1e-7
+"""Added to the variance, as the feature extractors of wav2vec 2.0 and its kin do."""
+
+
+def standardise(audio: Samples) -> Samples:
+    """An utterance `float32 [T]` with mean 0 and variance 1, over itself alone and before any padding.
+
+    What `do_normalize` means in the published configurations of wav2vec 2.0, HuBERT and WavLM.
+
+    Raises:
+        ValueError: if there is no sample.
+    """
+    if not len(audio):
+        raise ValueError("an utterance to standardise has at least one sample, got 0")
+    exact = audio.astype(np.float64)
+    scaled: Samples = ((exact - exact.mean()) / np.sqrt(exact.var() + _VARIANCE_FLOOR)).astype(np.float32)
+    return scaled
+
+
 def _frame(audio: Samples, count: int, width: int) -> Samples:
     """`[count, width]` windows centred on the middle of each hop, zeros beyond the edges."""
     before = (width - MEL_HOP) // 2

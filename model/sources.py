@@ -17,8 +17,13 @@ from model.spec import WHISPER_KINDS, EncoderKind, EncoderSpec
 WEIGHTS: Final[dict[EncoderKind, str]] = {
     **dict.fromkeys(WHISPER_KINDS, "model.bin"),
     "text-transformer": "model.safetensors",
+    "speech-transformer": "",
 }
-"""The file whose hash an encoder's description holds, where its source is a folder."""
+"""The file whose hash an encoder's description holds, where its source is a folder; "" is the folder (`sha256_of`)."""
+_CHECKPOINTS: Final = ("model.safetensors", "pytorch_model.bin")
+"""Weights of `transformers`, the first that is there: several speech models were published without safetensors."""
+_SETTINGS: Final = ("config.json", "preprocessor_config.json")
+"""What decides, beside the weights, how a waveform becomes frames."""
 _BLOCK: Final = 1 << 20
 
 
@@ -32,7 +37,13 @@ def resolve_encoder(encoder: EncoderSpec, bundle: Path | None = None) -> Path:
     Raises:
         SourceError: if no source has them.
     """
-    return resolve(encoder.sources, bundle, encoder.sha256, WEIGHTS.get(encoder.kind, ""))
+    path = resolve(encoder.sources, bundle, encoder.sha256, WEIGHTS.get(encoder.kind, ""))
+    if encoder.kind == "speech-transformer" and path.is_dir():
+        try:
+            _model_files(path)
+        except FileNotFoundError as error:
+            raise SourceError(f"encoder {encoder.name!r}: {error}") from error
+    return path
 
 
 def resolve(sources: Sequence[str], bundle: Path | None = None, sha256: str = "", weights: str = "") -> Path:
@@ -100,9 +111,28 @@ def _in_package(rest: str) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal."""
+    """SHA-256 of a file in hexadecimal; of a model's folder, that of its settings' and weights' names and hashes.
+
+    Raises:
+        OSError: if there is no such file, or the folder holds no model of `transformers` for speech.
+    """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
+    if path.is_dir():
+        for file in _model_files(path):
+            digest.update(f"{file.name} {sha256_of(file)}\n".encode())
+        return digest.hexdigest()
+    with path.open("rb") as opened:
+        while block := opened.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _model_files(folder: Path) -> list[Path]:
+    settings = [folder / name for name in _SETTINGS]
+    weights = next((folder / name for name in _CHECKPOINTS if (folder / name).is_file()), None)
+    missing = [path.name for path in settings if not path.is_file()]
+    if weights is None:
+        missing.append(" or ".join(_CHECKPOINTS))
+    if weights is None or missing:
+        raise FileNotFoundError(f"{folder} is no speech model of transformers: it lacks {', '.join(missing)}")
+    return [*settings, weights]

@@ -1,14 +1,17 @@
 """What a member, an encoder and an ensemble are made of: plain descriptions that recipes, checkpoints and bundles share."""
 
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, get_args
 
 from model.labels import ATTRIBUTES, class_mask
 
-EncoderKind = Literal["whisper-ctranslate2", "whisper-onnx", "prosody", "functionals", "text-transformer"]
+EncoderKind = Literal[
+    "whisper-ctranslate2", "whisper-onnx", "speech-transformer", "prosody", "functionals", "text-transformer"
+]
 WHISPER_KINDS: Final = ("whisper-ctranslate2", "whisper-onnx")
 """Both read CTranslate2's weights and decode with them; "whisper-onnx" encodes with the bundle's own graph, which gives
 hidden states that CTranslate2 keeps to itself."""
+Fusion = Literal["deep", "late"]
 
 
 class SpecError(ValueError):
@@ -70,6 +73,7 @@ class MemberSpec:
         dropout: probability, used in training only.
         seed: seed of its initial weights and of its batches.
         input_dropout: probability that an utterance is read without one of a modality's features; training only.
+        fusion: "deep", or "late": the mean of one network's logits per modality, what deep fusion is compared with.
     """
 
     name: str
@@ -81,8 +85,13 @@ class MemberSpec:
     dropout: float
     seed: int
     input_dropout: float = 0.0
+    fusion: Fusion = "deep"
 
     def __post_init__(self) -> None:
+        if self.fusion not in get_args(Fusion):
+            raise SpecError(
+                f"member {self.name!r}: fusion is one of {', '.join(get_args(Fusion))}, got {self.fusion!r}"
+            )
         if not self.modalities or len(set(self.modalities)) != len(self.modalities):
             raise SpecError(f"member {self.name!r}: needs one or more different modalities, got {self.modalities}")
         if self.heads < 1 or self.dim % self.heads:

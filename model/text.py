@@ -51,8 +51,8 @@ class TextTokenizer:
         self._tokenizer.no_padding()
 
     def encode(self, texts: Sequence[str]) -> TokenBatch:
-        """Tokens of `texts`; the tokenizer's own special-tokens mask says what is not a word."""
-        encodings = self._tokenizer.encode_batch(list(texts))
+        """Tokens of `texts`; the tokenizer's own special-tokens mask says what is not a word. A blank text has no words."""
+        encodings = self._tokenizer.encode_batch([text if text.strip() else "" for text in texts])
         shape = (len(encodings), max([1, *(len(encoding.ids) for encoding in encodings)]))
         batch = TokenBatch(np.zeros(shape, np.int64), np.zeros(shape, np.bool_), np.zeros(shape, np.bool_))
         for row, encoding in enumerate(encodings):

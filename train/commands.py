@@ -9,11 +9,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from model.recording import RecordingError
 from model.sources import SourceError
+from train.ablate import ablate as compare_ablations
 from train.config import Recipe, load_recipe
+from train.dry_run import DryRun, dry_run
+from train.encoding import AUTO
 from train.errors import TrainError
+from train.extraction import fill_cache
 from train.features import Progress as Report
 from train.prepare import prepare
 from train.report import read_results, render
@@ -25,9 +30,21 @@ results = Console()
 """Standard output: what a command was asked for. Everything else is told on standard error."""
 
 RecipeOption = Annotated[Path, typer.Option("--config", help="Recipe file.", exists=True, dir_okay=False)]
-DataOption = Annotated[Path, typer.Option("--data", help="Folder with a sub-folder per corpus.", file_okay=False)]
+DATA = typer.Option("--data", help="Folder with a sub-folder per corpus.", file_okay=False)
+OUT = typer.Option("--out", help="Where the run is kept.", file_okay=False)
+DataOption = Annotated[Path, DATA]
 CacheOption = Annotated[Path, typer.Option("--cache", help="Where features are kept.", file_okay=False)]
-OutOption = Annotated[Path, typer.Option("--out", help="Where the run is kept.", file_okay=False)]
+DeviceOption = Annotated[
+    str, typer.Option(help='Where encoders run: "cpu", "cuda", or "auto": a GPU where there is one.')
+]
+PartOption = Annotated[
+    str,
+    typer.Option(help="One of several disjoint parts, such as 2/4, for processes that fill one cache side by side."),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Train nothing: tell what would be built, kept on disk and spent.")
+]
+OutOption = Annotated[Path, OUT]
 
 _CACHE = Path(".cache/features")
 
@@ -81,27 +98,79 @@ def _refusal(message: str) -> typer.Exit:
 
 
 @app.command()
-def features(config: RecipeOption, data: DataOption, cache: CacheOption = _CACHE) -> None:
+def features(
+    config: RecipeOption,
+    data: DataOption,
+    cache: CacheOption = _CACHE,
+    device: DeviceOption = AUTO,
+    part: PartOption = "",
+) -> None:
     """Extract the features of every clip, once.
 
     Example: medusa-train features --config recipes/default.toml --data data
     """
     recipe = _load(config)
     with _progress() as (report, _), _told():
-        prepared = prepare(recipe, data, cache, report)
-    console.print(f"features of {len(prepared.training.train)} training clips are in {cache}")
+        if part:
+            count = fill_cache(recipe, data, cache, report, device, _part(part))
+        else:
+            count = len(prepare(recipe, data, cache, report, device).training.train)
+    console.print(f"features of {count} {f'clips, part {part},' if part else 'training clips'} are in {cache}")
 
 
 @app.command()
-def run(config: RecipeOption, data: DataOption, out: OutOption, cache: CacheOption = _CACHE, workers: int = 2) -> None:
+def run(
+    config: RecipeOption,
+    data: Annotated[Path | None, DATA] = None,
+    out: Annotated[Path | None, OUT] = None,
+    cache: CacheOption = _CACHE,
+    workers: int = 2,
+    dry: DryRunOption = False,
+) -> None:
     """Run everything: features, the four stages, evaluation, report. Start it again to continue where it stopped.
 
     Example: medusa-train run --config recipes/default.toml --data data --out runs/default
     """
     recipe = _load(config)
+    if dry:
+        with _told():
+            _show(dry_run(recipe, data))
+        return
+    if data is None or out is None:
+        raise typer.BadParameter("needed, unless with --dry-run", param_hint="--data" if data is None else "--out")
     with _progress() as (report, _), _told():
         page = train_ensemble(recipe, data, cache, out, workers, report)
     console.print(f"checkpoint and report: {out} ({page})")
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, slash, parts = text.partition("/")
+    if not (slash and number.isdecimal() and parts.isdecimal()):
+        raise typer.BadParameter(f"a part is written 2/4, the second of four, got {text!r}", param_hint="--part")
+    return int(number), int(parts)
+
+
+def _show(plan: DryRun) -> None:
+    """Prints what a recipe would build, keep and take."""
+    encoders = Table("encoder", "kind", "width", "parameters", "MB an hour of speech", title="Frozen encoders")
+    for encoder in plan.encoders:
+        count = "unknown" if encoder.parameters is None else f"{encoder.parameters:,}"
+        encoders.add_row(encoder.name, encoder.kind, str(encoder.dim), count, f"{encoder.bytes_per_hour / 1e6:,.0f}")
+    members = Table("member", "reads", "parameters", title="Members")
+    for member in plan.members:
+        members.add_row(member.name, ", ".join(member.modalities), f"{member.parameters:,}")
+    members.add_row("all", f"{len(plan.members)} members", f"{sum(member.parameters for member in plan.members):,}")
+    results.print(encoders, members)
+    for corpus in plan.corpora:
+        size = f"features of at most {corpus.feature_bytes / 1e9:.1f} GB"
+        results.print(f"{corpus.name}: {corpus.clips:,} clips, {corpus.hours:.1f} h, {size}", markup=False)
+    for name, why in plan.missing.items():
+        results.print(f"{name}: not here ({why})", markup=False, soft_wrap=True)
+    if plan.training_hours is None:
+        results.print(f"training: no time is told, because {plan.why_no_time}", markup=False, soft_wrap=True)
+    else:
+        told = f"stages 1 and 2: roughly {plan.training_hours:.1f} h of one process, after a step timed on this machine"
+        results.print(f"{told}; extracting features is not in it", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -119,6 +188,30 @@ def report(out: OutOption) -> None:
             uar = score["uar"]
             results.print(f"  {system:32} UAR {uar['value']:.3f} [{uar['low']:.3f}, {uar['high']:.3f}]", markup=False)
     console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def ablate(
+    config: RecipeOption,
+    data: DataOption,
+    out: OutOption,
+    members: Annotated[
+        str,
+        typer.Option(
+            help="Members to take things away from, joined by commas; else one of each set of modalities, at most four."
+        ),
+    ] = "",
+    cache: CacheOption = _CACHE,
+    workers: int = 2,
+) -> None:
+    """Compare a recipe with itself, one thing taken away at a time. What a run in the same folder has trained is used.
+
+    Example: medusa-train ablate --config recipes/default.toml --data data --out runs/default
+    """
+    recipe, wanted = _load(config), tuple(name.strip() for name in members.split(",") if name.strip())
+    with _progress() as (report, _), _told():
+        page = compare_ablations(recipe, data, cache, out, workers, report, wanted)
+    console.print(f"comparisons: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

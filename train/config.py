@@ -6,10 +6,12 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from model.spec import EncoderKind, EncoderSpec, MemberSpec, SpecError
+from model.spec import EncoderKind, EncoderSpec, Fusion, MemberSpec, SpecError
+from train.augment_config import AugmentConfig
 from train.corpora import check_options
 from train.corpora.options import CorpusOptions
 from train.errors import RecipeError
+from train.losses import ATTRIBUTE_WEIGHT
 
 
 class _Section(BaseModel):
@@ -95,6 +97,8 @@ class EncoderConfig(_Section):
     padding: str = ""
     licence: str = Field(default="", exclude=True)
     """Licence of the weights, for the model card. It decides no feature and no weight, so no dump and no key holds it."""
+    supervised_on: tuple[str, ...] = Field(default=(), exclude=True)
+    """Corpora whose labels the encoder has been trained on, by our names: figures on them are marked. In no dump either."""
 
 
 class MemberConfig(_Section):
@@ -109,6 +113,7 @@ class MemberConfig(_Section):
     feed_forward: int | None = None
     dropout: float | None = None
     input_dropout: float | None = None
+    fusion: Fusion | None = None
 
 
 class MemberDefaults(_Section):
@@ -120,12 +125,23 @@ class MemberDefaults(_Section):
     feed_forward: int
     dropout: float
     input_dropout: float = 0.0
+    fusion: Fusion = "deep"
+
+
+class ObjectiveConfig(_Section):
+    """What all stages are trained towards. The defaults are the paper's; other values are there to be compared with."""
+
+    targets: Literal["soft", "one-hot"] = "soft"
+    """The annotators' votes, or 1 for their dominant class; clips without one keep their votes either way."""
+    attribute_weight: float = Field(default=ATTRIBUTE_WEIGHT, ge=0)
+    """Weight of arousal, valence and dominance in the loss; 0 learns classes alone."""
 
 
 class StageConfig(_Section):
     """Stages 1 and 2."""
 
-    epochs: int = Field(gt=0)
+    epochs: int = Field(ge=0)
+    """0 leaves stage 2 out."""
     batch_size: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
@@ -134,6 +150,12 @@ class StageConfig(_Section):
     mixup: float = Field(default=0.3, ge=0, le=1)
     """Probability that a batch is mixed."""
     mixup_alpha: float = Field(default=0.2, gt=0)
+    accumulate: int = Field(default=1, ge=1)
+    """Batches whose gradients make one optimizer step; several processes share them out."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the network's arithmetic in a training step; weights, loss and selection stay in float32."""
+    patience: int | None = Field(default=None, ge=1)
+    """Epochs without a better score after which the stage ends; every stage counts anew."""
 
 
 class MetaConfig(_Section):
@@ -149,6 +171,19 @@ class MetaConfig(_Section):
     """Exponent of the class weights N / (|C| f_c): 0 weighs all alike, 1 gives every class the same mass of soft targets."""
     draws: int = Field(default=1, ge=1)
     """How often the stacking set draws every clip, each time with a random copy and a random text."""
+    soup: Literal["uniform", "greedy"] = "uniform"
+    """All runs, or those that do not lower the score on the development speakers."""
+
+
+class ComputeConfig(_Section):
+    """Where stages run. It changes the order of sums at most, so no stage is trained again for it."""
+
+    device: Literal["cpu", "auto", "cuda"] = "cpu"
+    """With "auto", a GPU where there is one. Worker i of several takes GPU i modulo their number."""
+    compile: bool = False
+    """Compile the members' forward pass with torch.compile."""
+    resume_every: int = Field(default=1, ge=1)
+    """Epochs between two resume points of a stage."""
 
 
 class Recipe(_Section):
@@ -160,12 +195,15 @@ class Recipe(_Section):
     """Sentences for the limits of the model card: what is true of this data and of this recipe alone."""
     data: DataConfig
     text: TextConfig | None = None
+    augment: AugmentConfig = AugmentConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
     encoders: dict[str, EncoderConfig]
     member_defaults: MemberDefaults
     members: tuple[MemberConfig, ...] = Field(min_length=1)
     stage1: StageConfig
     stage2: StageConfig
     meta: MetaConfig
+    compute: ComputeConfig = ComputeConfig()
 
     @model_validator(mode="after")
     def _buildable(self) -> Self:
@@ -175,6 +213,8 @@ class Recipe(_Section):
                 raise ValueError(
                     f"member {member.name!r} reads {sorted(unknown)}: [encoders] has {sorted(self.encoders)}"
                 )
+        if self.stage1.epochs == 0:
+            raise ValueError("stage1.epochs is 0: only stage 2 can be left out")
         if "whisper" not in self.encoders:
             raise ValueError(f"[encoders] has {sorted(self.encoders)}: `whisper` is needed, it gives frames and words")
         names = [member.name for member in self.members]
@@ -182,6 +222,12 @@ class Recipe(_Section):
             raise ValueError(f"member names must differ, got {names}")
         self.member_specs()
         return self
+
+    @property
+    def contaminated_by(self) -> tuple[str, ...]:
+        """As "encoder: corpus", wherever an encoder was trained on the labels of a corpus that evaluates."""
+        evaluated = (self.data.corpus, *self.data.evaluate)
+        return tuple(f"{n}: {c}" for n, e in self.encoders.items() for c in e.supervised_on if c in evaluated)
 
     def encoder_specs(self) -> dict[str, EncoderSpec]:
         """Encoders by modality, in the recipe's order."""

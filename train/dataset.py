@@ -5,6 +5,7 @@ Shapes: N = examples, F = frames, d = width of a frame.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -110,21 +111,25 @@ def tensors(
     """Padded frames and masks of the modalities in `encoders`."""
     padded, masks = {}, {}
     for name, encoder in encoders.items():
-        values, mask = collate([np.asarray(rows, np.float32) for rows in frames[name]], encoder.stack)
+        # Rows become float32 as they are copied into the batch: once, and not in a copy of their own before.
+        values, mask = collate(cast("Sequence[Frames]", frames[name]), encoder.stack)
         padded[name], masks[name] = torch.from_numpy(values), torch.from_numpy(mask)
     return padded, masks
 
 
-def make_batch(examples: Examples, encoders: Mapping[str, EncoderSpec]) -> Batch:
-    """All of `examples` as one batch."""
+def labels_of(examples: Examples) -> Labels:
+    """What `examples` are trained towards; a missing attribute is marked, its value is 0."""
     rated = ~np.isnan(examples.attributes)
-    frames, masks = tensors(examples.frames, encoders)
-    labels = Labels(
+    return Labels(
         torch.from_numpy(examples.targets),
         torch.from_numpy(np.where(rated, examples.attributes, 0.0).astype(np.float32)),
         torch.from_numpy(rated),
     )
-    return Batch(frames, masks, labels)
+
+
+def make_batch(examples: Examples, encoders: Mapping[str, EncoderSpec]) -> Batch:
+    """All of `examples` as one batch."""
+    return Batch(*tensors(examples.frames, encoders), labels_of(examples))
 
 
 def batches_by_length(
@@ -147,6 +152,14 @@ def mix_copies(copies: Sequence[Examples], rng: np.random.Generator) -> Examples
     drawn = rng.integers(len(copies), size=len(first))
     frames = {name: [copies[c].frames[name][row] for row, c in enumerate(drawn)] for name in first.frames}
     return replace(first, frames=frames)
+
+
+def one_hot(examples: Examples) -> Examples:
+    """Targets that know one class: 1 for the dominant one. Ties have none, so they keep their votes."""
+    classes, targets = examples.dominant, examples.targets.copy()
+    known = classes >= 0
+    targets[known] = np.eye(len(CLASSES), dtype=np.float32)[classes[known]]
+    return replace(examples, targets=targets)
 
 
 def concatenate(parts: Sequence[Examples]) -> Examples:

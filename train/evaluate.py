@@ -3,19 +3,15 @@
 Shapes: N = clips, M = members, 8 = classes in canonical order, 3 = attributes in canonical order.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from model.labels import CLASSES
 from train.analysis import abstaining, attribute_agreement, calibration_of, gender_gap, speaker_scores
-from train.dataset import FUNCTIONALS, TEXT, Examples
 from train.metrics import (
     Estimate,
     accuracy,
@@ -30,9 +26,6 @@ from train.metrics import (
     unweighted_average_recall,
 )
 from train.reference import Guesses, Outputs, Reference
-
-_PROBE_STRENGTH = 0.01
-"""Inverse regularisation of the probe, the best of 0.001, 0.01, 0.1 on development speakers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,28 +46,6 @@ class Score:
     micro_f1: Estimate
     accuracy: Estimate
     voted_uar: Estimate | None
-
-
-def pooled(examples: Examples, modalities: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Mean and standard deviation over time of each modality, joined: `float32 [N, 2 d]`."""
-    rows = []
-    for frames in zip(*(examples.frames[name] for name in modalities), strict=True):
-        full = [values.astype(np.float32) for values in frames]
-        rows.append(np.concatenate([part for x in full for part in (x.mean(axis=0), x.std(axis=0))]))
-    return np.stack(rows)
-
-
-def probe_guesses(train: Examples, test: Examples) -> Guesses:
-    """The linear probe: logistic regression on the pooled frames of every audio encoder.
-
-    It is trained on acted classes, or on dominant ones where nobody acted; clips without either do not train it.
-    """
-    modalities = [name for name in train.frames if name not in (TEXT, FUNCTIONALS)]
-    labels = train.intended if (train.intended >= 0).any() else train.dominant
-    known = np.flatnonzero(labels >= 0)
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=_PROBE_STRENGTH, max_iter=500))
-    probe.fit(pooled(train.subset(known), modalities), labels[known])
-    return np.asarray(probe.predict(pooled(test, modalities)), np.int64)
 
 
 def majority_vote(members: npt.NDArray[np.floating]) -> Guesses:

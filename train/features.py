@@ -1,27 +1,33 @@
-"""Frozen-encoder features of every clip, extracted once and kept (`train.cache`)."""
+"""Frozen-encoder features of every clip, extracted once and kept (`train.cache`).
+
+A clip is read and cut once for all encoders, a shard at a time. What is cached is not computed again, so a run that was
+killed continues with the shard that it lost; several processes may fill one cache with different clips.
+"""
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from model.audio import Samples, bucket_length
 from model.features import prosody_frames
-from model.network.encoders import load_text_encoder
 from model.network.whisper_encoder import TorchHiddenStates, load_whisper_encoder
 from model.recording import read_mono
 from model.sources import resolve_encoder, sha256_of
 from model.spec import EncoderSpec
-from model.text import TextTokenizer, word_frames
 from model.whisper import Whisper
-from train.augment import DEGRADATION, degrade
+from train.augment import DEFAULT, degrade
+from train.augment_config import AugmentConfig
 from train.cache import Cache, encoder_key, pinned
 from train.cutting import cut_clip
+from train.encoding import AUTO, TextPasses, choose_device, half, load_speech, speech_pass
+from train.errors import RecipeError
 from train.manifest import Clip
 
 HalfFrames = npt.NDArray[np.float16]
@@ -44,7 +50,13 @@ class Extracted:
 
 
 def extract_speech(
-    clips: Sequence[Clip], encoders: Mapping[str, EncoderSpec], cache: Path, progress: Progress, copy: int = CLEAN
+    clips: Sequence[Clip],
+    encoders: Mapping[str, EncoderSpec],
+    cache: Path,
+    progress: Progress,
+    copy: int = CLEAN,
+    device: str = AUTO,
+    augment: AugmentConfig = DEFAULT,
 ) -> Extracted:
     """Features of clips, for every encoder that reads audio, and the transcripts of the Whisper encoder.
 
@@ -55,55 +67,99 @@ def extract_speech(
         progress: told what is done.
         copy: `CLEAN` for the recordings as they are, else the number of a degraded copy (`train.augment`), which is not
             transcribed: what is said in it is known.
+        device: "auto", "cpu" or "cuda".
+        augment: what a degraded copy goes through.
+
+    Raises:
+        RecipeError: if the device is not there, or an encoder is not what the recipe says.
+        SourceError: if no source has an encoder's weights.
     """
     whisper_spec, prosody_spec = pinned(encoders["whisper"]), encoders.get("prosody")
-    suffix = "" if copy == CLEAN else f"-degraded-{DEGRADATION}-{copy}"
+    speech = [pinned(encoder) for encoder in encoders.values() if encoder.kind == "speech-transformer"]
+    suffix = "" if copy == CLEAN else f"-degraded-{augment.copies_name}-{copy}"
     whisper_cache = Cache(cache / (encoder_key(whisper_spec) + suffix))
     text_cache = Cache(cache / f"{encoder_key(whisper_spec)}-trusted-words") if copy == CLEAN else None
     prosody_cache = Cache(cache / (encoder_key(prosody_spec) + suffix)) if prosody_spec else None
+    speech_caches = {encoder.name: Cache(cache / (encoder_key(encoder) + suffix)) for encoder in speech}
     names = {clip.id: sha256_of(clip.audio) for clip in clips}
-    caches = [kept for kept in (whisper_cache, text_cache, prosody_cache) if kept is not None]
+    caches = [kept for kept in (whisper_cache, text_cache, prosody_cache, *speech_caches.values()) if kept is not None]
     missing = {name for kept in caches for name in kept.missing(names.values())}
     todo = [clip for clip in clips if names[clip.id] in missing]
-    whisper = load_whisper(whisper_spec) if todo else None
+    heard = [kept for kept in (whisper_cache, text_cache) if kept is not None and kept.missing(names.values())]
+    whisper = load_whisper(whisper_spec, device) if heard else None
+    networks = {
+        encoder.name: load_speech(encoder, device)
+        for encoder in speech
+        if speech_caches[encoder.name].missing(names.values())
+    }
     what = "speech features" if copy == CLEAN else f"speech features, degraded copy {copy}"
     for start in range(0, len(todo), _SHARD):
         part = todo[start : start + _SHARD]
-        assert whisper is not None
-        cut = {names[clip.id]: cut_clip(_recording(clip, names[clip.id], copy)) for clip in part}
+        cut = _cut(part, names, copy, augment)
         if prosody_cache and prosody_cache.missing(cut):
             prosody_cache.add({name: prosody_frames(samples).astype(np.float16) for name, samples in cut.items()})
         if whisper_cache.missing(cut) or (text_cache and text_cache.missing(cut)):
+            assert whisper is not None
             frames, words = _whisper_pass(whisper, cut, transcribe=text_cache is not None)
             whisper_cache.add(frames)
             if text_cache:
                 text_cache.add(words)
+        for encoder in speech:
+            kept = speech_caches[encoder.name]
+            if lacking := kept.missing(cut):
+                kept.add(speech_pass(networks[encoder.name], {name: cut[name] for name in lacking}, encoder))
         progress(what, start + len(part), len(todo))
     result = {"whisper": _by_id(whisper_cache, names)}
     if prosody_cache:
         result["prosody"] = _by_id(prosody_cache, names)
-    raw = text_cache.read(list(names.values())) if text_cache else {}
-    transcripts = {
-        clip: bytes(raw[name].astype(np.uint8)).decode().strip("\0") for clip, name in names.items() if name in raw
-    }
-    return Extracted(result, transcripts)
+    result |= {name: _by_id(kept, names) for name, kept in speech_caches.items()}
+    return Extracted(result, _read_words(text_cache, names) if text_cache else {})
 
 
-def load_whisper(encoder: EncoderSpec) -> Whisper:
-    """Whisper on the CPU with the frames that the daemon computes.
+def read_transcripts(clips: Sequence[Clip], whisper: EncoderSpec, cache: Path) -> dict[str, str]:
+    """Transcripts by clip id, of clips that `extract_speech` has been through."""
+    words = Cache(cache / f"{encoder_key(pinned(whisper))}-trusted-words")
+    return _read_words(words, {clip.id: sha256_of(clip.audio) for clip in clips})
+
+
+def _read_words(words: Cache, names: Mapping[str, str]) -> dict[str, str]:
+    raw = words.read(list(names.values()))
+    return {clip: bytes(raw[name].astype(np.uint8)).decode().strip("\0") for clip, name in names.items()}
+
+
+def load_whisper(encoder: EncoderSpec, device: str = "cpu") -> Whisper:
+    """Whisper with the frames that the daemon computes.
+
+    Args:
+        encoder: of kind "whisper-ctranslate2", which runs on `device`, or "whisper-onnx", whose frames are made on the CPU.
+        device: "auto", "cpu" or "cuda".
 
     Raises:
         SourceError: if no source has its weights.
+        RecipeError: if there is no such device, or it cannot compute as the recipe says.
     """
+    path, place = resolve_encoder(encoder), "cpu" if encoder.states else choose_device(device).type
     states = TorchHiddenStates(load_whisper_encoder(encoder)) if encoder.states else None
-    return Whisper(resolve_encoder(encoder), compute_type=encoder.compute_type, encoder=states)
+    try:
+        return Whisper(path, place, encoder.compute_type, encoder=states)
+    except (ValueError, RuntimeError) as error:
+        raise RecipeError(
+            f"encoder {encoder.name!r} cannot run with compute_type {encoder.compute_type!r} on {place}: {error}"
+        ) from error
 
 
-def _recording(clip: Clip, name: str, copy: int) -> Samples:
+def _cut(clips: Sequence[Clip], names: Mapping[str, str], copy: int, augment: AugmentConfig) -> dict[str, Samples]:
+    """The utterances of clips by the name of their audio; decoding and speech detection leave Python's lock."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        utterances = pool.map(lambda clip: cut_clip(_recording(clip, names[clip.id], copy, augment)), clips)
+        return {names[clip.id]: samples for clip, samples in zip(clips, utterances, strict=True)}
+
+
+def _recording(clip: Clip, name: str, copy: int, augment: AugmentConfig) -> Samples:
     samples = read_mono(clip.audio)
     if copy == CLEAN:
         return samples
-    return degrade(samples, np.random.default_rng([copy, int(name[:15], 16)]))
+    return degrade(samples, np.random.default_rng([copy, int(name[:15], 16)]), augment)
 
 
 def _by_id(cache: Cache, names: Mapping[str, str]) -> Features:
@@ -132,21 +188,25 @@ def _whisper_pass(
     return frames, words
 
 
-def extract_text(texts: Mapping[str, str], encoder: EncoderSpec, cache_folder: Path, progress: Progress) -> Features:
-    """Frames of texts by their key: equal texts are encoded once."""
+def extract_text(
+    texts: Mapping[str, str], encoder: EncoderSpec, cache_folder: Path, progress: Progress, device: str = AUTO
+) -> Features:
+    """Frames of texts by their key: equal texts are encoded once.
+
+    Raises:
+        RecipeError: as `extract_speech`.
+        SourceError: if no source has the encoder's weights.
+    """
     encoder = pinned(encoder)
     cache = Cache(cache_folder / encoder_key(encoder))
     names = {key: hashlib.sha256(text.encode()).hexdigest() for key, text in texts.items()}
     by_name = {names[key]: text for key, text in texts.items()}
     todo = sorted(cache.missing(names.values()), key=lambda name: len(by_name[name]))
     if todo:
-        folder = resolve_encoder(encoder)
-        tokenizer, network = TextTokenizer(folder / "tokenizer.json"), load_text_encoder(folder)
+        network = TextPasses(encoder, device)
         for start in range(0, len(todo), _SHARD):
             part = todo[start : start + _SHARD]
-            tokens = tokenizer.encode([by_name[name] for name in part])
-            with torch.no_grad():
-                hidden = network(torch.from_numpy(tokens.ids), torch.from_numpy(tokens.mask)).numpy()
-            cache.add({n: f.astype(np.float16) for n, f in zip(part, word_frames(hidden, tokens), strict=True)})
-            progress("text features", start + len(part), len(todo))
+            frames = network([by_name[name] for name in part])
+            cache.add({name: half(rows, encoder) for name, rows in zip(part, frames, strict=True)})
+            progress(f"{encoder.name} features", start + len(part), len(todo))
     return _by_id(cache, names)

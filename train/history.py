@@ -1,11 +1,50 @@
-"""The learning curves of a run, read from the notes that its stages leave beside their weights."""
+"""What happens in a stage, epoch by epoch, and the learning curves of a run, read from the notes that its stages leave."""
 
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+META: Final = "meta-classifier"
+"""Stands where the curves of stages 1 and 2 have a member's name."""
 _NOTES: Final = re.compile(r"(?P<member>.+?)(?:-without-fold-(?P<fold>\d+))?\.(?P<stage>stage\d)\.json")
+_META_NOTES: Final = re.compile(r"seed-(?P<seed>-?\d+)\.stage3\.json")
+
+
+@dataclass(slots=True)
+class History:
+    """What happened in a stage: a row per epoch, and which epoch was kept."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = -1
+    steps: int = 0
+
+    @property
+    def best_score(self) -> float:
+        """Score of the epoch that is kept; below every score before there is one."""
+        return self.rows[self.best_epoch]["dev_macro_f1"] if self.best_epoch >= 0 else -1.0
+
+
+def write_meta_histories(folder: Path, histories: Mapping[int, History]) -> None:
+    """Notes of stage 3, a file per seed; those of an earlier recipe's seeds are removed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("seed-*.stage3.json"):
+        path.unlink()
+    for seed, history in histories.items():
+        (folder / f"seed-{seed}.stage3.json").write_text(json.dumps(asdict(history), indent=1), encoding="utf-8")
+
+
+def meta_curves(folder: Path) -> list[dict[str, Any]]:
+    """A row per run of stage 3, in the order of their seeds, of the same form as `learning_curves`, and the seed."""
+    found = []
+    for path in folder.glob("seed-*.stage3.json"):
+        name = _META_NOTES.fullmatch(path.name)
+        if name is not None:
+            notes = json.loads(path.read_text(encoding="utf-8"))
+            found.append({"member": META, "fold": None, "stage": "stage3", "seed": int(name["seed"]), **_curve(notes)})
+    return sorted(found, key=lambda row: int(row["seed"]))
 
 
 def learning_curves(folder: Path, members: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -26,10 +65,16 @@ def learning_curves(folder: Path, members: tuple[str, ...]) -> list[dict[str, An
                 "member": name["member"],
                 "fold": None if name["fold"] is None else int(name["fold"]),
                 "stage": name["stage"],
-                "loss": [row["loss"] for row in notes["rows"]],
-                "dev_macro_f1": [row["dev_macro_f1"] for row in notes["rows"]],
-                "best_epoch": notes["best_epoch"],
-                "steps": notes["steps"],
+                **_curve(notes),
             }
         )
     return sorted(found, key=lambda row: (members.index(row["member"]), row["fold"] is not None, row["fold"] or 0))
+
+
+def _curve(notes: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "loss": [row["loss"] for row in notes["rows"]],
+        "dev_macro_f1": [row["dev_macro_f1"] for row in notes["rows"]],
+        "best_epoch": notes["best_epoch"],
+        "steps": notes["steps"],
+    }

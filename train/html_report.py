@@ -12,6 +12,7 @@ from typing import Any, Final
 from train import phrases, plots
 from train.cost import Seconds
 from train.cost_report import cost_section
+from train.history import META
 from train.html_evaluation import evaluation_section
 from train.html_parts import figure, wide
 
@@ -88,12 +89,16 @@ def _calibration(found: Mapping[str, Any]) -> str:
 
 
 def _training(results: Mapping[str, Any], cost: Seconds) -> str:
-    curves: Sequence[Mapping[str, Any]] = results["learning_curves"]
-    limits = {key: _outer([v for row in curves for v in row[key]], step) for key, step in _STEPS.items() if curves}
+    curves: Sequence[Mapping[str, Any]] = [row for row in results["learning_curves"] if row["member"] != META]
+    runs: Sequence[Mapping[str, Any]] = [row for row in results["learning_curves"] if row["member"] == META]
+    limits = _limits_of(curves)
     names = list(dict.fromkeys(row["member"] for row in curves))
     figures = [
         figure(name, "", plots.learning([row for row in curves if row["member"] == name], limits)) for name in names
     ]
+    if runs:
+        note = f"A line per run, on a scale of its own; {len(runs)} seeds. The last epoch is kept."
+        figures.append(figure("Meta-classifiers", note, plots.learning(runs, _limits_of(runs))))
     told = (
         "<p>The thick line is the member trained on all training speakers, thin ones leave out a fold (for stage 3). The dot "
         "is the epoch that was kept. All members share one scale; stage 2 draws balanced subsets without class weights, so "
@@ -108,6 +113,11 @@ def _training(results: Mapping[str, Any], cost: Seconds) -> str:
         )
         + f"{cost_section(cost)}</section>"
     )
+
+
+def _limits_of(curves: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
+    """Edges of the learning curves, for all of `curves` alike."""
+    return {key: _outer([v for row in curves for v in row[key]], step) for key, step in _STEPS.items() if curves}
 
 
 def _outer(values: Sequence[float], step: float) -> tuple[float, float]:

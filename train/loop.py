@@ -2,8 +2,9 @@
 
 import copy
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,27 +16,22 @@ from model.network.deepser import DeepSER
 from model.network.metaclassifier import UNTRAINED_LOGIT
 from model.spec import EncoderSpec
 from train.config import StageConfig
-from train.dataset import Batch, Examples, batches_by_length, make_batch
-from train.losses import mixup, multitask_loss
+from train.dataset import Examples, batches_by_length, labels_of, make_batch, tensors
+from train.errors import RecipeError
+from train.execution import Execution, moved
+from train.history import History
+from train.losses import ATTRIBUTE_WEIGHT, Labels, Mixing, Totals, draw_mixing, multitask_loss, totals_of
 from train.metrics import balanced_macro_f1
+from train.resume import Standing, module_device
 
 log = logging.getLogger(__name__)
 
-_SELECTION_RESAMPLES = 10
-_PREDICTION_BATCH = 64
+SELECTION_RESAMPLES: Final = 10
+"""Balanced resamples of the held-out set over which a selection score is averaged, in every stage."""
+_PREDICTION_BATCH: Final = 64
 
 EpochSource = Callable[[np.random.Generator], Examples]
 """Draws the examples of one epoch: all of them, a balanced subset, with texts exchanged."""
-State = dict[str, Tensor]
-
-
-@dataclass(slots=True)
-class History:
-    """What happened in a stage: a row per epoch, and which epoch was kept."""
-
-    rows: list[dict[str, float]] = field(default_factory=list)
-    best_epoch: int = -1
-    steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +43,14 @@ class StageData:
         dev: held-out examples; None keeps the last epoch.
         class_weights: `[8]`.
         trained_classes: classes with a logit of their own.
+        attribute_weight: of the attributes in the loss.
     """
 
     epoch: EpochSource
     dev: Examples | None
     class_weights: Tensor
     trained_classes: tuple[str, ...]
+    attribute_weight: float = ATTRIBUTE_WEIGHT
 
 
 def class_bias(trained_classes: tuple[str, ...]) -> Tensor:
@@ -66,11 +64,12 @@ def train_stage(
     data: StageData,
     config: StageConfig,
     seed: int,
-    on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
+    execution: Execution | None = None,
 ) -> History:
-    """Trains `member` in place and leaves it at its best epoch.
+    """Trains `member` in place and leaves it at its best epoch, on the device of `execution`.
 
-    One optimizer serves the whole stage; every batch takes one optimizer step.
+    One optimizer serves the whole stage; every `config.accumulate` batches take one optimizer step. The count of epochs
+    without a gain begins with the stage.
 
     Args:
         member: the network.
@@ -78,49 +77,140 @@ def train_stage(
         data: examples, weights, held-out set.
         config: epochs, batch size, learning rate, mixup.
         seed: decides order, mixup and dropout.
-        on_epoch: called with each epoch's row.
+        execution: where the stage runs, and where it leaves points to continue from.
+
+    Raises:
+        RecipeError: if the processes cannot share out a step's batches evenly.
     """
+    execution = execution or Execution()
+    ranks = execution.ranks
+    if config.accumulate % ranks.world:
+        raise RecipeError(
+            f"accumulate is {config.accumulate}: {ranks.world} processes share out a step's batches, so it must be a "
+            f"multiple of {ranks.world}"
+        )
     torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
+    member.to(execution.device)
     optimizer = torch.optim.AdamW(member.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    bias = class_bias(data.trained_classes)
-    inputs = {name: encoders[name] for name in member.spec.modalities}
-    history, best_state, best_score = History(), copy.deepcopy(member.state_dict()), -1.0
-    for epoch in range(config.epochs):
-        examples = data.epoch(rng)
-        losses = []
-        member.train()
-        lengths = np.array([len(frames) for frames in examples.frames[member.spec.modalities[0]]])
-        batches = list(batches_by_length(rng.permutation(len(examples)), lengths, config.batch_size, rng))
-        for number, rows in enumerate(batches):
-            _set_rate(optimizer, config, (epoch + number / len(batches)) / config.epochs)
-            batch = make_batch(examples.subset(rows), inputs)
-            loss = _loss(member, batch, data.class_weights, bias, config, rng)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            torch.nn.utils.clip_grad_norm_(member.parameters(), config.clip_norm)
-            optimizer.step()
-            losses.append(float(loss.detach()))
-            history.steps += 1
+    best = copy.deepcopy(member.state_dict())
+    standing = Standing(member, optimizer, np.random.default_rng(seed), best, History())
+    if execution.resume is not None:
+        execution.resume.restore(standing)
+    step, bias = Step(member, encoders, data, config, execution), class_bias(data.trained_classes)
+    while not _is_over(standing.history, config):
+        history, epoch = standing.history, len(standing.history.rows)
+        if ranks.world > 1:
+            torch.manual_seed(hash((seed, epoch, ranks.rank)) % 2**63)  # dropout of its own, and equal after a kill
+        examples = data.epoch(standing.rng)
+        losses = _train_epoch(step, examples, standing, epoch)
         score = float(epoch) if data.dev is None else selection_score(member, encoders, data.dev, bias)
-        row = {"epoch": epoch, "loss": float(np.mean(losses)), "dev_macro_f1": score, "examples": len(examples)}
-        history.rows.append(row)
-        on_epoch(row)
-        if score > best_score:
-            best_state, best_score, history.best_epoch = copy.deepcopy(member.state_dict()), score, epoch
-    member.load_state_dict(best_state)
+        loss = ranks.add(float(np.mean(losses)))
+        history.rows.append({"epoch": epoch, "loss": loss, "dev_macro_f1": score, "examples": len(examples)})
+        if score > history.best_score:
+            standing.best, history.best_epoch = copy.deepcopy(member.state_dict()), epoch
+        if execution.resume is not None and ranks.rank == 0 and execution.resume.is_due(epoch + 1):
+            execution.resume.save(standing)
+        execution.on_epoch(history.rows[-1])
+    member.load_state_dict(standing.best)
     member.eval()
-    return history
+    return standing.history
 
 
-def _loss(
-    member: DeepSER, batch: Batch, weights: Tensor, bias: Tensor, config: StageConfig, rng: np.random.Generator
-) -> Tensor:
-    """Loss of one batch, mixed or not: MixUp acts here and not in the network."""
-    x, labels = member.represent(batch.frames, batch.masks), batch.labels
-    if config.mixup > 0 and rng.random() < config.mixup:
-        x, labels = mixup(x, labels, config.mixup_alpha, rng)
-    return multitask_loss(*member.classify(x), labels, weights, bias)
+def _is_over(history: History, config: StageConfig) -> bool:
+    """All epochs are done, or `patience` of them have brought no better score. Decided from THIS stage's rows alone."""
+    done = len(history.rows)
+    return done >= config.epochs or (config.patience is not None and done - 1 - history.best_epoch >= config.patience)
+
+
+def _train_epoch(step: "Step", examples: Examples, standing: Standing, epoch: int) -> list[float]:
+    """One pass over `examples`; the loss of every optimizer step."""
+    config, member, rng = step.config, step.member, standing.rng
+    member.train()
+    lengths = np.array([len(frames) for frames in examples.frames[member.spec.modalities[0]]])
+    batches = list(batches_by_length(rng.permutation(len(examples)), lengths, config.batch_size, rng))
+    groups = [batches[start : start + config.accumulate] for start in range(0, len(batches), config.accumulate)]
+    losses = []
+    for number, group in enumerate(groups):
+        _set_rate(standing.optimizer, config, (epoch + number / len(groups)) / config.epochs)
+        standing.optimizer.zero_grad()
+        losses.append(step.gradients([examples.subset(rows) for rows in group], rng))
+        torch.nn.utils.clip_grad_norm_(member.parameters(), config.clip_norm)
+        standing.optimizer.step()
+    standing.history.steps += -(-len(batches) // config.accumulate)
+    if (taken := _steps_of(standing.optimizer)) != standing.history.steps:
+        raise RuntimeError(f"the optimizer took {taken} steps, {standing.history.steps} were due after epoch {epoch}")
+    return losses
+
+
+def _steps_of(optimizer: torch.optim.Optimizer) -> int:
+    """Steps that the optimizer itself has counted."""
+    return max((int(moments["step"]) for moments in optimizer.state.values()), default=0)
+
+
+class Step:
+    """Everything of an optimizer step but the optimizer: the gradients of one or several batches.
+
+    Args:
+        member: the network.
+        encoders: the modalities it reads.
+        data: gives class weights and trained classes.
+        config: mixup, precision.
+        execution: device, compilation, processes.
+    """
+
+    def __init__(
+        self,
+        member: DeepSER,
+        encoders: Mapping[str, EncoderSpec],
+        data: StageData,
+        config: StageConfig,
+        execution: Execution,
+    ) -> None:
+        self.member = member
+        self.config = config
+        self._inputs = {name: encoders[name] for name in member.spec.modalities}
+        self._weights = data.class_weights.to(execution.device)
+        self._attribute_weight = data.attribute_weight
+        self._bias = class_bias(data.trained_classes).to(execution.device)
+        self._execution = execution
+        self._represent = torch.compile(member.represent, dynamic=True) if execution.compile else member.represent
+
+    def gradients(self, parts: Sequence[Examples], rng: np.random.Generator) -> float:
+        """Adds the gradient of the step's loss, over all of its batches together; returns that loss.
+
+        With several processes, each computes its share of the batches, and the loss is this share's.
+        """
+        mixings = [self._mixing(len(part), rng) for part in parts]
+        labels = [
+            mixing.labels(labels_of(part)) if mixing else labels_of(part)
+            for part, mixing in zip(parts, mixings, strict=True)
+        ]
+        # One batch keeps its own means, to the last bit; several share the counts of all.
+        totals = totals_of(labels) if len(parts) > 1 else None
+        ranks, loss = self._execution.ranks, 0.0
+        for number in range(ranks.rank, len(parts), ranks.world):
+            part_loss = self._loss(parts[number], mixings[number], labels[number], totals)
+            part_loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            loss += float(part_loss.detach())
+        ranks.add_gradients(self.member)
+        return loss
+
+    def _mixing(self, rows: int, rng: np.random.Generator) -> Mixing | None:
+        config = self.config
+        is_mixed = config.mixup > 0 and rng.random() < config.mixup
+        return draw_mixing(rows, config.mixup_alpha, rng) if is_mixed else None
+
+    def _loss(self, part: Examples, mixing: Mixing | None, labels: Labels, totals: Totals | None) -> Tensor:
+        """Loss of one batch, mixed or not: MixUp acts here and not in the network."""
+        device = self._execution.device
+        frames, masks = (moved(found, device) for found in tensors(part.frames, self._inputs))
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            x = self._represent(frames, masks)
+            logits, attributes = self.member.classify(mixing.values(x) if mixing else x)
+        there = Labels(labels.classes.to(device), labels.attributes.to(device), labels.rated.to(device))
+        return multitask_loss(
+            logits.float(), attributes.float(), there, self._weights, self._bias, totals, self._attribute_weight
+        )
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, config: StageConfig, progress: float) -> None:
@@ -137,24 +227,24 @@ def selection_score(member: DeepSER, encoders: Mapping[str, EncoderSpec], dev: E
     """Macro-F1 on the WHOLE held-out set, averaged over balanced resamples; rows without consensus do not count."""
     rows = np.flatnonzero(dev.dominant >= 0)
     guesses = predict(member, encoders, dev.subset(rows), bias)[0].argmax(axis=1)
-    return balanced_macro_f1(dev.dominant[rows], guesses, _SELECTION_RESAMPLES, seed=0)
+    return balanced_macro_f1(dev.dominant[rows], guesses, SELECTION_RESAMPLES, seed=0)
 
 
 @torch.no_grad()
 def predict(
     member: DeepSER, encoders: Mapping[str, EncoderSpec], examples: Examples, bias: Tensor
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Posteriors `[N, 8]` and attributes `[N, 3]` of every example, in the examples' order."""
+    """Posteriors `[N, 8]` and attributes `[N, 3]` of every example, in the examples' order; where the member is."""
     member.eval()
     posterior = np.zeros((len(examples), len(bias)), np.float32)
     attributes = np.zeros((len(examples), examples.attributes.shape[1]), np.float32)
     lengths = np.array([len(frames) for frames in examples.frames[member.spec.modalities[0]]])
     order = np.argsort(lengths, kind="stable")
-    inputs = {name: encoders[name] for name in member.spec.modalities}
+    inputs, device = {name: encoders[name] for name in member.spec.modalities}, module_device(member)
     for start in range(0, len(order), _PREDICTION_BATCH):
         rows = order[start : start + _PREDICTION_BATCH]
         batch = make_batch(examples.subset(rows), inputs)
-        logits, values = member(batch.frames, batch.masks)
-        posterior[rows] = torch.softmax(logits + bias, dim=1).numpy()
-        attributes[rows] = values.numpy()
+        logits, values = member(moved(batch.frames, device), moved(batch.masks, device))
+        posterior[rows] = torch.softmax(logits.cpu() + bias, dim=1).numpy()
+        attributes[rows] = values.cpu().numpy()
     return posterior, attributes

@@ -5,6 +5,7 @@ Source: MEDUSA, arXiv:2506.09556, section 2.2: 1.5 * cross-entropy + 0.4 * mean 
 Shapes: B = batch, C = 8 classes, A = 3 attributes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,10 +33,34 @@ class Labels:
     rated: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What the sums of a loss are divided by, where several batches make one optimizer step.
+
+    Attributes:
+        rows: examples of all the step's batches.
+        rated: ratings that they have.
+    """
+
+    rows: int
+    rated: int
+
+
+def totals_of(parts: Sequence[Labels]) -> Totals:
+    """Of all batches of a step: the losses of its parts then add up to the loss of one large batch."""
+    return Totals(sum(len(part.rated) for part in parts), sum(int(part.rated.sum()) for part in parts))
+
+
 def multitask_loss(
-    logits: Tensor, attributes: Tensor, labels: Labels, class_weights: Tensor, class_bias: Tensor
+    logits: Tensor,
+    attributes: Tensor,
+    labels: Labels,
+    class_weights: Tensor,
+    class_bias: Tensor,
+    totals: Totals | None = None,
+    attribute_weight: float = ATTRIBUTE_WEIGHT,
 ) -> Tensor:
-    """Scalar loss of one batch.
+    """Scalar loss of one batch, or its part in the loss of a step of several batches.
 
     Args:
         logits: `[B, C]`.
@@ -43,14 +68,18 @@ def multitask_loss(
         labels: the targets.
         class_weights: `[C]`, 1 everywhere for an unweighted loss.
         class_bias: `[C]`, 0 for trained classes and a large negative number for others.
+        totals: counts over the whole step; None where this batch is the step.
+        attribute_weight: of the squared error of attributes.
     """
     log_posterior = torch.log_softmax(logits + class_bias, dim=1)
-    cross_entropy = -(class_weights * labels.classes * log_posterior).sum(dim=1).mean()
+    per_example = -(class_weights * labels.classes * log_posterior).sum(dim=1)
+    cross_entropy = per_example.mean() if totals is None else per_example.sum() / totals.rows
     low, high = ATTRIBUTE_RANGE
     error = ((attributes - labels.attributes) / (high - low)).square()
     error = torch.where(labels.rated, error, torch.zeros_like(error))
-    mean_error = error.sum() / labels.rated.sum().clamp(min=1)
-    return CROSS_ENTROPY_WEIGHT * cross_entropy + ATTRIBUTE_WEIGHT * mean_error
+    ratings = labels.rated.sum().clamp(min=1) if totals is None else max(1, totals.rated)
+    mean_error = error.sum() / ratings
+    return CROSS_ENTROPY_WEIGHT * cross_entropy + attribute_weight * mean_error
 
 
 def class_weights(targets: np.ndarray[tuple[int, int], np.dtype[np.float32]], exponent: float = 0.5) -> Tensor:
@@ -62,18 +91,31 @@ def class_weights(targets: np.ndarray[tuple[int, int], np.dtype[np.float32]], ex
     return torch.from_numpy(weights)
 
 
-def mixup(x: Tensor, labels: Labels, alpha: float, generator: np.random.Generator) -> tuple[Tensor, Labels]:
-    """Manifold MixUp: mixes each row of x `[B, D]` and its labels with another row's, lambda ~ Beta(a, a) per sample.
+@dataclass(frozen=True, slots=True)
+class Mixing:
+    """One draw of Manifold MixUp: each row's partner `int64 [B]`, and its own share `float32 [B, 1]`.
 
-    An attribute stays rated only where both rows have it.
+    It is drawn apart from its use, so that a step knows how many ratings all of its batches keep.
+    """
+
+    partner: Tensor
+    share: Tensor
+
+    def values(self, values: Tensor) -> Tensor:
+        """Rows `[B, D]`, each mixed with its partner."""
+        share, partner = self.share.to(values.device), self.partner.to(values.device)
+        return share * values + (1.0 - share) * values[partner]
+
+    def labels(self, labels: Labels) -> Labels:
+        """Labels mixed in the same way; an attribute stays rated only where both rows have it."""
+        partner = self.partner.to(labels.rated.device)
+        return Labels(self.values(labels.classes), self.values(labels.attributes), labels.rated & labels.rated[partner])
+
+
+def draw_mixing(rows: int, alpha: float, generator: np.random.Generator) -> Mixing:
+    """Partners and shares of a batch of `rows`, lambda ~ Beta(a, a) per sample.
 
     Source: Verma et al. (2019), "Manifold Mixup", arXiv:1806.05236.
     """
-    order = torch.from_numpy(generator.permutation(len(x)))
-    share = torch.from_numpy(generator.beta(alpha, alpha, (len(x), 1)).astype(np.float32))
-
-    def mix(values: Tensor) -> Tensor:
-        return share * values + (1.0 - share) * values[order]
-
-    mixed = Labels(mix(labels.classes), mix(labels.attributes), labels.rated & labels.rated[order])
-    return mix(x), mixed
+    partner = torch.from_numpy(generator.permutation(rows))
+    return Mixing(partner, torch.from_numpy(generator.beta(alpha, alpha, (rows, 1)).astype(np.float32)))

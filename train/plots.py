@@ -120,15 +120,16 @@ def bars(rows: Mapping[str, Span | float], unit: str, most: float | None = None,
 
 
 def learning(curves: Sequence[Mapping[str, Any]], limits: Mapping[str, tuple[float, float]]) -> str:
-    """Held-out macro-F1 above, loss below, of one member: stage 1, then stage 2; folds are thin.
+    """Held-out macro-F1 above, loss below, of one member: stage 1, then stage 2; folds, and runs of stage 3, are thin.
 
     Args:
-        curves: rows of `train.history.learning_curves` of one member.
+        curves: rows of `train.history.learning_curves` of one member, or all of `meta_curves`.
         limits: least and greatest value of "dev_macro_f1" and of "loss", shared by all members.
     """
     by_fold: dict[int | None, list[Mapping[str, Any]]] = {}
     for row in sorted(curves, key=lambda row: str(row["stage"])):
-        by_fold.setdefault(row["fold"], []).append(row)
+        by_fold.setdefault(row.get("seed", row["fold"]), []).append(row)
+    stages = sorted({str(row["stage"]).replace("stage", "stage ") for row in curves})
     epochs = max(sum(len(row["loss"]) for row in rows) for rows in by_fold.values())
     first = max(len(rows[0]["loss"]) for rows in by_fold.values())
     every = max(1, -(-epochs // 8))
@@ -140,7 +141,8 @@ def learning(curves: Sequence[Mapping[str, Any]], limits: Mapping[str, tuple[flo
         levels = [low + (high - low) * part / 2 for part in range(3)]
         body.append(_levels(axes, levels, 2) + _columns(axes, numbers, 0))
         body.append(_text((axes.left + axes.width, top - 6), name, "tick end"))
-        body.append(_line((axes.x(first + 0.5), top), (axes.x(first + 0.5), top + height), "mark"))
+        if len(stages) > 1:
+            body.append(_line((axes.x(first + 0.5), top), (axes.x(first + 0.5), top + height), "mark"))
         for fold in sorted(by_fold, key=lambda fold: (fold is None, fold)):
             values = [value for row in by_fold[fold] for value in row[key]]
             style = "series s0" if fold is None else "fold"
@@ -152,7 +154,7 @@ def learning(curves: Sequence[Mapping[str, Any]], limits: Mapping[str, tuple[flo
             if key == "dev_macro_f1":
                 told += f" {row['stage']}: best {row[key][best]:.3f} at epoch {best + 1} of {len(row[key])}."
             start += len(row[key])
-    body.append(_text((44 + 150, 280), "epoch (stage 1 | stage 2)", "axis mid"))
+    body.append(_text((44 + 150, 280), f"epoch ({' | '.join(stages)})", "axis mid"))
     return _svg(288, "Learning curves." + told, body)
 
 

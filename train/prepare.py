@@ -8,19 +8,17 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from model.features import functionals
 from model.labels import CLASSES
-from model.spec import EncoderSpec
-from train.augment import DEGRADATION
-from train.cache import encoder_key, pinned
+from train.cache import encoder_key
 from train.config import DataConfig, Recipe
 from train.corpora import read_corpus
 from train.corpora.goemotions import Sentence, read_goemotions
-from train.dataset import FUNCTIONALS, TEXT, Examples, HalfFrames, concatenate, examples_of
+from train.dataset import TEXT, Examples, HalfFrames, concatenate, examples_of
+from train.encoding import AUTO
 from train.errors import CorpusError
-from train.features import CLEAN, Progress, extract_speech, extract_text
+from train.extraction import Extraction, extraction_of
+from train.features import Progress
 from train.manifest import (
-    Clip,
     Manifest,
     Split,
     leave_one_session_out,
@@ -30,6 +28,7 @@ from train.manifest import (
 )
 from train.pairing import TextBank
 from train.stages.members import TrainingSet
+from train.word_errors import misheard
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +52,26 @@ class Prepared:
     notes: dict[str, dict[str, int]]
 
 
-def prepare(recipe: Recipe, data: Path, cache: Path, progress: Progress) -> Prepared:
+def prepare(recipe: Recipe, data: Path, cache: Path, progress: Progress, device: str = AUTO) -> Prepared:
     """Reads the corpora, extracts what is not cached, and splits by speaker.
+
+    Args:
+        recipe: what to train.
+        data: folder with a sub-folder per corpus.
+        cache: folder of the feature cache.
+        progress: told what is done.
+        device: where encoders run: "auto", "cpu" or "cuda".
 
     Raises:
         CorpusError: if a corpus is missing or incomplete.
         LeakageError: if a speaker would stand on two sides.
     """
     manifest = read_corpus(recipe.data.corpus, data, recipe.data.options)
-    split = _split(manifest, recipe.data)
-    encoders = {name: pinned(encoder) for name, encoder in recipe.encoder_specs().items()}
+    split = split_of(manifest, recipe.data)
+    extraction = extraction_of(recipe, cache, progress, device)
     votes = recipe.data.intended_votes
-    clean = _frames(manifest.clips, encoders, cache, progress)
-    degraded = [
-        _frames(manifest.clips, encoders, cache, progress, copy, clean.get(TEXT))
-        for copy in range(1, recipe.data.degraded_copies + 1)
-    ]
+    clean = extraction.frames(manifest.clips)
+    degraded = [extraction.frames(manifest.clips, copy, clean) for copy in range(1, recipe.data.degraded_copies + 1)]
     copies = tuple(examples_of(split.train.clips, _only(f, split.train), votes) for f in (clean, *degraded))
     trained = tuple(name for name, mass in zip(CLASSES, copies[0].targets.sum(axis=0), strict=True) if mass > 0)
     folds = _fold_numbers(split, recipe)
@@ -77,9 +80,10 @@ def prepare(recipe: Recipe, data: Path, cache: Path, progress: Progress) -> Prep
         copies=copies,
         folds=folds,
         dev=dev,
-        bank=_bank(recipe, data, cache, trained, encoders, progress),
+        bank=_bank(recipe, data, trained, extraction),
         trained_classes=trained,
-        content=_content(encoders, copies, folds, dev),
+        content=_content(extraction, copies, folds, dev),
+        misheard=misheard(extraction, split.train.clips),
     )
     test = {recipe.data.corpus: (split.test, clean)}
     if degraded:
@@ -91,7 +95,7 @@ def prepare(recipe: Recipe, data: Path, cache: Path, progress: Progress) -> Prep
         kept = tuple(clip for clip in other.clips if clip.label in trained)
         notes[name] = other.notes
         dropped[name] = other.dropped | {"class that was not trained": len(other.clips) - len(kept)}
-        test[name] = Manifest(kept), _frames(kept, encoders, cache, progress)
+        test[name] = Manifest(kept), extraction.frames(kept)
     return Prepared(
         training=training,
         test={name: examples_of(part.clips, _only(frames, part), 1.0) for name, (part, frames) in test.items()},
@@ -109,39 +113,14 @@ def _notes(manifest: Manifest, split: Split) -> dict[str, int]:
     return manifest.notes | shared | unknown
 
 
-def _frames(
-    clips: Sequence[Clip],
-    encoders: Mapping[str, EncoderSpec],
-    cache: Path,
-    progress: Progress,
-    copy: int = CLEAN,
-    words: dict[str, HalfFrames] | None = None,
-) -> dict[str, dict[str, HalfFrames]]:
-    """Features of clips by modality and id; a degraded copy is given the words of the clean one."""
-    extracted = extract_speech(clips, encoders, cache, progress, copy)
-    frames = dict(extracted.frames)
-    if FUNCTIONALS in encoders:
-        frames[FUNCTIONALS] = {
-            clip.id: functionals(
-                frames["whisper"][clip.id].astype(np.float32), frames["prosody"][clip.id].astype(np.float32)
-            ).astype(np.float16)
-            for clip in clips
-        }
-    if TEXT in encoders:
-        frames[TEXT] = words or extract_text(extracted.transcripts, encoders[TEXT], cache, progress)
-    return {name: frames[name] for name in encoders}
-
-
 def _only(frames: Mapping[str, Mapping[str, HalfFrames]], part: Manifest) -> dict[str, dict[str, HalfFrames]]:
     return {name: {clip.id: rows[clip.id] for clip in part.clips} for name, rows in frames.items()}
 
 
-def _content(
-    encoders: Mapping[str, EncoderSpec], copies: Sequence[Examples], folds: npt.NDArray[np.int64], dev: Examples
-) -> str:
+def _content(extraction: Extraction, copies: Sequence[Examples], folds: npt.NDArray[np.int64], dev: Examples) -> str:
     """A hash of what is trained on: which clips with which targets, in which folds, features of which encoders."""
-    keys = [encoder_key(encoder) for encoder in encoders.values()]
-    digest = hashlib.sha256("\n".join((str(len(copies)), str(DEGRADATION), *keys)).encode())
+    keys = [encoder_key(encoder) for encoder in extraction.encoders.values()]
+    digest = hashlib.sha256("\n".join((str(len(copies)), extraction.augment.content_name, *keys)).encode())
     for part in (copies[0], dev):
         digest.update("\n".join(part.ids).encode())
         for values in (part.targets, part.attributes, part.outvoted):
@@ -150,7 +129,13 @@ def _content(
     return digest.hexdigest()
 
 
-def _split(manifest: Manifest, data: DataConfig) -> Split:
+def split_of(manifest: Manifest, data: DataConfig) -> Split:
+    """A corpus as a recipe divides it.
+
+    Raises:
+        CorpusError: if the corpus has no such parts.
+        LeakageError: if a speaker would stand on two sides.
+    """
     if data.split == "published":
         return published_split(
             manifest, data.published_dev, data.published_test, data.dev_fraction, data.split_seed, data.allow_overlap
@@ -169,15 +154,8 @@ def _fold_numbers(split: Split, recipe: Recipe) -> npt.NDArray[np.int64]:
     return np.array([number[clip.speaker] for clip in split.train.clips], np.int64)
 
 
-def _bank(
-    recipe: Recipe,
-    data: Path,
-    cache: Path,
-    trained: Sequence[str],
-    encoders: Mapping[str, EncoderSpec],
-    progress: Progress,
-) -> TextBank | None:
-    if recipe.text is None or TEXT not in encoders:
+def _bank(recipe: Recipe, data: Path, trained: Sequence[str], extraction: Extraction) -> TextBank | None:
+    if recipe.text is None or TEXT not in extraction.encoders:
         return None
     rows = read_goemotions(data / "text" / recipe.text.corpus, "train", trained).rows
     rng = np.random.default_rng(recipe.seed)
@@ -187,5 +165,5 @@ def _bank(
         order = rng.permutation(len(mine))[: recipe.text.sentences_per_class]
         chosen[name] = [mine[index] for index in order]
     texts = {row.id: row.text for part in chosen.values() for row in part}
-    frames = extract_text(texts, encoders[TEXT], cache, progress)
+    frames = extraction.words(texts, TEXT)
     return TextBank({name: [frames[row.id] for row in part] for name, part in chosen.items()})

@@ -1,5 +1,6 @@
 """The results of a run as plain data for JSON: everything that the report and the model card say."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -12,10 +13,11 @@ from model.labels import ATTRIBUTES, CLASSES
 from train.calibration import correct_prior
 from train.config import Recipe
 from train.dataset import TEXT, concatenate
-from train.evaluate import compare, majority_vote, probe_guesses
+from train.evaluate import compare, majority_vote
 from train.features import Progress, extract_text
 from train.loop import class_bias, predict
 from train.prepare import Prepared
+from train.probe import Probe, audio_modalities
 from train.reference import Outputs, Reference, reference_of
 from train.report import FORMAT
 from train.stacking import ABSTAIN_QUANTILE, Stacked, member_outputs
@@ -29,8 +31,18 @@ _WORDS_NOTE: Final = (
 )
 
 
+def fit_probes(recipe: Recipe, prepared: Prepared) -> dict[str, Probe]:
+    """The probes that the ensemble is held against: on the recordings alone, and on what the members see."""
+    training, modalities = prepared.training, audio_modalities(recipe.encoder_specs())
+    probes = {"linear probe": Probe.fit(training.train, training.dev, modalities)}
+    if len(training.copies) > 1:
+        everything = concatenate(training.copies)
+        probes["linear probe, degraded copies too"] = Probe.fit(everything, training.dev, modalities)
+    return probes
+
+
 def evaluate_set(
-    recipe: Recipe, prepared: Prepared, trained: Stacked, name: str
+    recipe: Recipe, prepared: Prepared, trained: Stacked, probes: Mapping[str, Probe], name: str
 ) -> tuple[Reference, Outputs, dict[str, Any]]:
     """One test set: what it is held against, what the soup says, and the evaluation as plain data."""
     test, training = prepared.test[name], prepared.training
@@ -51,10 +63,8 @@ def evaluate_set(
         trained_attributes=trained.trained_attributes,
         abstain_below=trained.abstain_below,
     )
-    probes = [probe_guesses(seen, test) for seen in (training.copies[0], concatenate(training.copies))]
     systems: dict[str, npt.NDArray[np.int64]] = {
-        "linear probe": probes[0],
-        "linear probe, degraded copies too": probes[1],
+        **{kind: probe.guesses(test) for kind, probe in probes.items()},
         **{f"member {m.spec.name}": members[:, i].argmax(axis=1) for i, m in enumerate(trained.members)},
         "majority vote": majority_vote(members),
         "soft vote": members.mean(axis=1).argmax(axis=1),
@@ -79,7 +89,7 @@ def results_of(
         "name": f"medusa-rt {recipe.name}",
         "summary": (
             f"{len(trained.members)} DeepSER members ({', '.join(m.spec.name for m in trained.members)}), a linear "
-            f"meta-classifier on their out-of-fold outputs, a soup of {len(trained.runs)} runs. "
+            f"meta-classifier on their out-of-fold outputs, {_soup_in_words(recipe, trained)}. "
             f"Classes: {', '.join(classes)}.{never}"
         ),
         "data": [
@@ -97,10 +107,38 @@ def results_of(
         "dropped": prepared.dropped,
         "evaluations": evaluations,
         "calibration": _calibration(prepared, trained),
+        "seeds": _seeds(recipe, trained),
         "words": words,
         "words_note": _WORDS_NOTE,
-        "limits": [*recipe.notes, *_limits(prepared, trained)],
+        "limits": [*recipe.notes, *_contamination(recipe), *_limits(prepared, trained)],
     }
+
+
+def _soup_in_words(recipe: Recipe, trained: Stacked) -> str:
+    if recipe.meta.soup == "uniform":
+        return f"a soup of {len(trained.runs)} runs"
+    return f"a greedy soup of {len(trained.ingredients)} of {len(trained.runs)} runs"
+
+
+def _seeds(recipe: Recipe, trained: Stacked) -> dict[str, Any]:
+    """Every seed that decides the result, and the runs that the soup is made of, by their seeds."""
+    meta = recipe.meta
+    return {
+        "recipe": recipe.seed,
+        "split": recipe.data.split_seed,
+        "members": {member.name: member.seed for member in recipe.members},
+        "meta": list(meta.seeds),
+        "soup": {"kind": meta.soup, "ingredients": [meta.seeds[number] for number in trained.ingredients]},
+    }
+
+
+def _contamination(recipe: Recipe) -> list[str]:
+    if not recipe.contaminated_by:
+        return []
+    told = "; ".join(recipe.contaminated_by)
+    return [
+        f"Encoders that were trained on the labels of a corpus that evaluates here, so that its figures flatter: {told}."
+    ]
 
 
 def _limits(prepared: Prepared, trained: Stacked) -> list[str]:

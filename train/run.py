@@ -2,7 +2,10 @@
 
 import multiprocessing
 import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
@@ -13,38 +16,70 @@ from model.network.deepser import DeepSER
 from model.spec import EnsembleSpec
 from train.config import Recipe
 from train.cost import EVALUATION, FEATURES, META, Cost
+from train.execution import Ranks, device_of, join_ranks, keep_freed_memory, leave_ranks
 from train.features import Progress
-from train.history import learning_curves
+from train.history import learning_curves, meta_curves, write_meta_histories
 from train.predictions import predictions_file, write_predictions
 from train.prepare import Prepared, prepare
-from train.report import model_card, scores_of, write_report
-from train.results import evaluate_set, results_of, words_table
+from train.report import PAGE_FILE, model_card, scores_of, write_report
+from train.results import evaluate_set, fit_probes, results_of, words_table
 from train.stacking import Stacked, stack
-from train.stages.members import ALL_SPEAKERS, Job, TrainingSet, train_member
+from train.stages.members import ALL_SPEAKERS, Job, Place, TrainingSet, train_member
 
-_data: TrainingSet | None = None
-"""The training set of a worker process, set once by its initialiser."""
+_worker: tuple[TrainingSet, Place] | None = None
+"""What a worker process trains on, and where; set once by its initialiser."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One member to train into a folder; its recipe may differ from others' in all but the data and the encoders."""
+
+    job: Job
+    recipe: Recipe
+    folder: Path
 
 
 def train_ensemble(recipe: Recipe, data: Path, cache: Path, out: Path, workers: int, progress: Progress) -> Path:
     """Runs or resumes a recipe; returns the report's path.
+
+    Started by torchrun, the processes train each member together, one after the other; the first does all the rest.
 
     Args:
         recipe: what to train.
         data: folder with a sub-folder per corpus.
         cache: folder of the feature cache.
         out: folder of the run.
-        workers: processes that train members side by side.
+        workers: processes that train members side by side; without effect under torchrun.
         progress: told what is done.
+
+    Raises:
+        RecipeError: if the recipe asks for a device that is not here.
     """
-    cost = Cost(out)
-    with cost.timed(FEATURES):
-        prepared = prepare(recipe, data, cache, progress)
-    members = _train_members(recipe, prepared.training, data, cache, out / "members", workers, progress, cost)
+    device = device_of(recipe.compute.device)
+    ranks = join_ranks()
+    try:
+        if ranks.rank > 0:
+            return _help(recipe, data, cache, out, ranks)
+        cost = Cost(out)
+        with cost.timed(FEATURES):
+            prepared = prepare(recipe, data, cache, progress)
+        ranks.wait()
+        if ranks.world > 1:
+            _train_together(recipe, prepared.training, out / "members", ranks, progress, cost)
+        else:
+            tasks = [Task(job, recipe, out / "members") for job in jobs_of(recipe)]
+            for task, seconds in train_side_by_side(tasks, recipe, data, cache, workers, progress):
+                _note(cost, task.job, seconds)
+    finally:
+        leave_ranks()
+    members = read_members(recipe, prepared.training, out / "members", device)
     with cost.timed(META):
         trained = stack(recipe, prepared, members)
+    write_meta_histories(out / "meta", dict(zip(recipe.meta.seeds, trained.histories, strict=True)))
     with cost.timed(EVALUATION):
         results = _evaluate(recipe, prepared, trained, cache, out, progress)
+    for member in trained.members:
+        member.cpu()
     spec = EnsembleSpec(
         encoders=tuple(recipe.encoder_specs().values()),
         members=recipe.member_specs(),
@@ -62,7 +97,7 @@ def train_ensemble(recipe: Recipe, data: Path, cache: Path, out: Path, workers: 
         training={
             "data": results["data"],
             "licence": recipe.data.licence,
-            "contaminated_by": [],
+            "contaminated_by": list(recipe.contaminated_by),
             "dropped": prepared.dropped,
         },
         model_card=model_card(results),
@@ -74,28 +109,26 @@ def train_ensemble(recipe: Recipe, data: Path, cache: Path, out: Path, workers: 
 def _evaluate(
     recipe: Recipe, prepared: Prepared, trained: Stacked, cache: Path, out: Path, progress: Progress
 ) -> dict[str, Any]:
-    evaluations = {}
+    evaluations, probes = {}, fit_probes(recipe, prepared)
     for done, name in enumerate(prepared.test):
         progress("evaluation", done, len(prepared.test))
-        reference, outputs, evaluation = evaluate_set(recipe, prepared, trained, name)
+        reference, outputs, evaluation = evaluate_set(recipe, prepared, trained, probes, name)
         write_predictions(out / predictions_file(name), reference, outputs)
         evaluations[f"{name} (unseen speakers)"] = evaluation | {"predictions": predictions_file(name)}
     progress("evaluation", len(prepared.test), len(prepared.test))
     words = words_table(recipe, prepared, trained, cache, progress)
     results = results_of(recipe, prepared, trained, evaluations, words)
     names = tuple(member.name for member in recipe.members)
-    return results | {"learning_curves": learning_curves(out / "members", names)}
+    return results | {"learning_curves": learning_curves(out / "members", names) + meta_curves(out / "meta")}
 
 
-def _start_worker(recipe: Recipe, data: Path, cache: Path) -> None:
-    global _data  # one training set per worker process, too large to send with every job
-    torch.set_num_threads(1)
-    _data = prepare(recipe, data, cache, lambda what, done, total: None).training
+def jobs_of(recipe: Recipe) -> list[Job]:
+    """Every member on all speakers and without each fold."""
+    return [Job(m, fold) for m in recipe.member_specs() for fold in (ALL_SPEAKERS, *range(recipe.meta.folds))]
 
 
-def _run_job(job: Job, recipe: Recipe, folder: Path) -> tuple[Job, dict[str, float]]:
-    """Trains one member; also returns the seconds of each stage that was not there already."""
-    assert _data is not None
+def _train_timed(job: Job, recipe: Recipe, data: TrainingSet, folder: Path, place: Place) -> dict[str, float]:
+    """Trains one member; the seconds of each stage that was not there already."""
     seconds: dict[str, float] = {}
     last = time.perf_counter()
 
@@ -104,31 +137,85 @@ def _run_job(job: Job, recipe: Recipe, folder: Path) -> tuple[Job, dict[str, flo
         now = time.perf_counter()
         seconds[stage], last = seconds.get(stage, 0.0) + now - last, now
 
-    train_member(job, recipe, _data, folder, note)
-    return job, seconds
+    train_member(job, recipe, data, folder, note, place)
+    return seconds
 
 
-def _train_members(
-    recipe: Recipe,
-    training: TrainingSet,
-    data: Path,
-    cache: Path,
-    folder: Path,
-    workers: int,
-    progress: Progress,
-    cost: Cost,
-) -> dict[str, dict[int, DeepSER]]:
-    """Every member on all speakers and without each fold: member name -> fold -> network."""
-    jobs = [Job(m, fold) for m in recipe.member_specs() for fold in (ALL_SPEAKERS, *range(recipe.meta.folds))]
+def _start_worker(recipe: Recipe, data: Path, cache: Path, numbers: "Synchronized[int]") -> None:
+    global _worker  # one training set per worker process, too large to send with every job
+    torch.set_num_threads(1)
+    with numbers.get_lock():
+        number, numbers.value = numbers.value, numbers.value + 1
+    place = Place(device_of(recipe.compute.device, number))
+    _worker = prepare(recipe, data, cache, _silent).training, place
+    keep_freed_memory()
+
+
+def _run_task(task: Task) -> tuple[Task, dict[str, float]]:
+    assert _worker is not None
+    data, place = _worker
+    return task, _train_timed(task.job, task.recipe, data, task.folder, place)
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+def train_side_by_side(
+    tasks: Sequence[Task], recipe: Recipe, data: Path, cache: Path, workers: int, progress: Progress
+) -> Iterator[tuple[Task, dict[str, float]]]:
+    """Trains members in processes of their own, as many at a time as there are workers.
+
+    Args:
+        tasks: what to train; no two of them write the same files.
+        recipe: names the data and the device.
+        data: folder with a sub-folder per corpus.
+        cache: folder of the feature cache.
+        workers: processes.
+        progress: told what is done.
+
+    Yields:
+        Each task when it is done, with the seconds of every stage that was not there already.
+    """
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker, (recipe, data, cache)) as pool:
-        running = [pool.submit(_run_job, job, recipe, folder) for job in jobs]
+    numbers = context.Value("i", 0)
+    with ProcessPoolExecutor(workers, context, _start_worker, (recipe, data, cache, numbers)) as pool:
+        running = [pool.submit(_run_task, task) for task in tasks]
         for done, future in enumerate(as_completed(running), 1):
-            job, seconds = future.result()
-            for stage, spent in seconds.items():
-                cost.add(stage, job.name, spent)
-            progress("members, stages 1 and 2", done, len(jobs))
-    return {
-        member.name: {job.fold: train_member(job, recipe, training, folder) for job in jobs if job.member == member}
-        for member in recipe.member_specs()
-    }
+            yield future.result()
+            progress("members, stages 1 and 2", done, len(tasks))
+
+
+def _train_together(
+    recipe: Recipe, training: TrainingSet, folder: Path, ranks: Ranks, progress: Progress, cost: Cost | None
+) -> None:
+    """One member after the other, by all processes together."""
+    place, jobs = Place(device_of(recipe.compute.device, ranks.on_machine), ranks), jobs_of(recipe)
+    for done, job in enumerate(jobs, 1):
+        seconds = _train_timed(job, recipe, training, folder, place)
+        if cost is not None:
+            _note(cost, job, seconds)
+        progress("members, stages 1 and 2", done, len(jobs))
+
+
+def _help(recipe: Recipe, data: Path, cache: Path, out: Path, ranks: Ranks) -> Path:
+    """What every process but the first does: its share of the members, once the first has extracted the features."""
+    ranks.wait()
+    training = prepare(recipe, data, cache, _silent).training
+    _train_together(recipe, training, out / "members", ranks, _silent, None)
+    return out / PAGE_FILE
+
+
+def _note(cost: Cost, job: Job, seconds: dict[str, float]) -> None:
+    for stage, spent in seconds.items():
+        cost.add(stage, job.name, spent)
+
+
+def read_members(
+    recipe: Recipe, training: TrainingSet, folder: Path, device: torch.device
+) -> dict[str, dict[int, DeepSER]]:
+    """What was trained: member name -> fold -> network, on `device`."""
+    members: dict[str, dict[int, DeepSER]] = {member.name: {} for member in recipe.member_specs()}
+    for job in jobs_of(recipe):
+        members[job.member.name][job.fold] = train_member(job, recipe, training, folder).to(device)
+    return members

@@ -17,10 +17,19 @@ from model.network.metaclassifier import MetaClassifier
 from train.calibration import fit_prior_ratio
 from train.config import Recipe
 from train.dataset import Examples, concatenate
+from train.history import History
 from train.loop import class_bias, predict
 from train.prepare import Prepared
 from train.stages.members import ALL_SPEAKERS, draw_training, out_of_fold
-from train.stages.meta import fit_temperature, meta_posterior, soup, stacked_outputs, train_meta
+from train.stages.meta import (
+    HeldOut,
+    fit_temperature,
+    greedy_ingredients,
+    meta_posterior,
+    soup,
+    stacked_outputs,
+    train_meta,
+)
 
 ABSTAIN_QUANTILE: Final = 0.1
 """Share of held-out utterances, the least confident, on which the ensemble abstains."""
@@ -33,7 +42,9 @@ class Stacked:
     Attributes:
         members: trained on every training speaker.
         runs: the runs of stage 3.
-        soup: their mean, stage 4.
+        histories: what happened in each of them.
+        ingredients: numbers of the runs that the soup is made of.
+        soup: the mean of these, stage 4.
         temperature: divides the soup's logits.
         abstain_below: confidence under which the ensemble abstains.
         prior_ratio: class prior of the development speakers over the one that training taught, `[8]`; reported, not used.
@@ -42,6 +53,8 @@ class Stacked:
 
     members: tuple[DeepSER, ...]
     runs: tuple[MetaClassifier, ...]
+    histories: tuple[History, ...]
+    ingredients: tuple[int, ...]
     soup: MetaClassifier
     temperature: float
     abstain_below: float
@@ -70,10 +83,14 @@ def stack(recipe: Recipe, prepared: Prepared, members: Mapping[str, Mapping[int,
     )
     together = concatenate(drawn)
     classes = training.trained_classes
-    runs = tuple(train_meta(outputs, together, classes, recipe.meta, seed) for seed in recipe.meta.seeds)
-    mixed = soup(runs)
-    dev_outputs = member_outputs(recipe, full, training.dev, classes)
-    bias = class_bias(classes)
+    bias, dev_outputs = class_bias(classes), member_outputs(recipe, full, training.dev, classes)
+    dev = HeldOut(dev_outputs, training.dev)
+    weight = recipe.objective.attribute_weight
+    trained = [train_meta(outputs, together, classes, recipe.meta, seed, dev, weight) for seed in recipe.meta.seeds]
+    runs = tuple(run for run, _ in trained)
+    greedy = recipe.meta.soup == "greedy"
+    ingredients = greedy_ingredients(runs, dev, bias) if greedy else tuple(range(len(runs)))
+    mixed = soup([runs[number] for number in ingredients])
     with torch.no_grad():
         temperature = fit_temperature(mixed(dev_outputs)[0], training.dev.targets, bias)
     posterior = meta_posterior(mixed, dev_outputs, bias, temperature)
@@ -81,6 +98,8 @@ def stack(recipe: Recipe, prepared: Prepared, members: Mapping[str, Mapping[int,
     return Stacked(
         members=full,
         runs=runs,
+        histories=tuple(history for _, history in trained),
+        ingredients=ingredients,
         soup=mixed,
         temperature=temperature,
         abstain_below=float(np.quantile(posterior.max(axis=1), ABSTAIN_QUANTILE)),

@@ -6,6 +6,10 @@
     representation     x  = W [pooled_m for all m; pooled f2]
     heads              logits = W_c relu(x);  attributes = 1 + 6 sigmoid(W_r relu(x))
 
+Late fusion, which deep fusion is compared with, has a network per modality and nothing between them:
+
+    x_m = W_m pooled_m;  logits = mean over m of W_c,m relu(x_m);  attributes = 1 + 6 sigmoid(mean of W_r,m relu(x_m))
+
 Manifold MixUp acts between `represent` and `classify`; it lives in the training step, so that `forward`, which is what
 gets exported, holds no randomness.
 
@@ -57,7 +61,7 @@ class FrameStack(nn.Module):
 
 
 class DeepSER(nn.Module):
-    """One ensemble member.
+    """One ensemble member. With late fusion it has no fusion ENC, and a join and heads per modality.
 
     Args:
         spec: its sizes and modalities.
@@ -69,8 +73,15 @@ class DeepSER(nn.Module):
         self.spec = spec
         sizes = (spec.dim, spec.heads, spec.layers, spec.feed_forward, spec.dropout)
         inputs = {name: encoders[name] for name in spec.modalities}
-        self.stacks = nn.ModuleDict({name: FrameStack(e.dim, e.stack, spec.input_dropout) for name, e in inputs.items()})
+        self.stacks = nn.ModuleDict(
+            {name: FrameStack(e.dim, e.stack, spec.input_dropout) for name, e in inputs.items()}
+        )
         self.encs = nn.ModuleDict({name: Enc(e.dim * e.stack, *sizes) for name, e in inputs.items()})
+        if spec.fusion == "late":
+            self.joins = nn.ModuleDict({name: nn.Linear(spec.dim, spec.dim) for name in inputs})
+            self.classifiers = nn.ModuleDict({name: nn.Linear(spec.dim, len(CLASSES)) for name in inputs})
+            self.regressors = nn.ModuleDict({name: nn.Linear(spec.dim, len(ATTRIBUTES)) for name in inputs})
+            return
         self.fusions = nn.ModuleList(Enc(spec.dim, *sizes) for _ in range(spec.layers))
         self.join = nn.Linear(spec.dim * (len(inputs) + 1), spec.dim)
         self.classifier = nn.Linear(spec.dim, len(CLASSES))
@@ -81,11 +92,13 @@ class DeepSER(nn.Module):
         return self.classify(self.represent(frames, masks))
 
     def represent(self, frames: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
-        """The fused representation x, `[B, D]`."""
+        """The fused representation x, `[B, D]`; with late fusion those of all modalities side by side, `[B, M D]`."""
         steps = {name: stack(frames[name], masks[name]) for name, stack in self.stacks.items()}
         encoded = {name: enc(*steps[name]) for name, enc in self.encs.items()}
         modality_mask = torch.cat([mask for _, mask in steps.values()], dim=1)
         pooled = [pool for _, pool in encoded.values()]
+        if self.spec.fusion == "late":
+            return torch.cat([join(pool) for join, pool in zip(self.joins.values(), pooled, strict=True)], dim=1)
         fused: tuple[Tensor, Tensor] | None = None
         fused_pool = pooled[0]
         for level, fusion in enumerate(self.fusions):
@@ -100,7 +113,15 @@ class DeepSER(nn.Module):
         return joined
 
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Heads on x `[B, D]`: logits `[B, C]` and attributes `[B, A]`."""
-        active = torch.relu(x)
+        """Heads on x as `represent` gives it: logits `[B, C]` and attributes `[B, A]`."""
+        logits, ratings = self._heads(torch.relu(x))
         low, high = ATTRIBUTE_RANGE
-        return self.classifier(active), low + (high - low) * torch.sigmoid(self.regressor(active))
+        return logits, low + (high - low) * torch.sigmoid(ratings)
+
+    def _heads(self, active: Tensor) -> tuple[Tensor, Tensor]:
+        if self.spec.fusion == "deep":
+            return self.classifier(active), self.regressor(active)
+        parts = active.chunk(len(self.joins), dim=1)
+        logits = [head(part) for head, part in zip(self.classifiers.values(), parts, strict=True)]
+        ratings = [head(part) for head, part in zip(self.regressors.values(), parts, strict=True)]
+        return torch.stack(logits).mean(dim=0), torch.stack(ratings).mean(dim=0)

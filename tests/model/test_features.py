@@ -12,6 +12,7 @@ from model.features import (
     functionals,
     functionals_dim,
     prosody_frames,
+    standardise,
 )
 from tests.fakes import silence, voice
 
@@ -105,3 +106,16 @@ def test_collate_pads_on_the_right_to_a_multiple(lengths: list[int], multiple: i
 def test_collate_refuses_frames_of_different_widths() -> None:
     with pytest.raises(ValueError, match=r"exactly one width, got \[2, 3\]"):
         collate([random_frames(1, 2), random_frames(1, 3)], 1)
+
+
+def test_standardised_audio_has_mean_0_and_variance_1_and_silence_stays_silent() -> None:
+    rng = np.random.default_rng(0)
+    audio = (0.2 + 0.01 * rng.standard_normal(4000)).astype(np.float32)
+    found = standardise(audio)
+    assert found.dtype == np.float32
+    assert abs(float(found.mean())) < 1e-5
+    assert float(found.std()) == pytest.approx(1.0, abs=1e-3)
+    np.testing.assert_allclose(standardise(np.float32(0.5) * audio), found, atol=0.01)
+    assert not standardise(np.full(400, 0.25, np.float32)).any()
+    with pytest.raises(ValueError, match="got 0"):
+        standardise(np.zeros(0, np.float32))

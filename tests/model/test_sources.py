@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -72,6 +73,57 @@ def test_a_source_that_is_a_file_is_hashed_itself(tmp_path: Path) -> None:
     assert resolve(["bundle:text.onnx"], tmp_path, right, "model.safetensors") == tmp_path / "text.onnx"
     with pytest.raises(SourceError, match="expected 00"):
         resolve(["bundle:text.onnx"], tmp_path, "00", "model.safetensors")
+
+
+def write_speech_model(folder: Path, **files: str) -> EncoderSpec:
+    """A folder as `transformers` keeps a speech model, of contents that nobody loads."""
+    folder.mkdir()
+    for name, text in {"config.json": "{}", "preprocessor_config.json": "{}", **files}.items():
+        (folder / name).write_text(text)
+    return EncoderSpec("wavlm", "speech-transformer", 8, 1, (f"path:{folder}",))
+
+
+def test_a_speech_model_is_its_settings_and_its_weights(tmp_path: Path) -> None:
+    """How a waveform is standardised decides the frames as much as the weights do."""
+    base = {"model.safetensors": "w", "README.md": "a"}
+    variants = {
+        "same": base | {"README.md": "b"},
+        "weights": base | {"model.safetensors": "v"},
+        "settings": base | {"preprocessor_config.json": '{"do_normalize": true}'},
+        "config": base | {"config.json": "[]"},
+        "pickled": {"pytorch_model.bin": "w"},
+    }
+    write_speech_model(tmp_path / "base", **base)
+    first = sha256_of(tmp_path / "base")
+    found = {}
+    for name, files in variants.items():
+        assert resolve_encoder(write_speech_model(tmp_path / name, **files)) == tmp_path / name
+        found[name] = sha256_of(tmp_path / name)
+    assert found.pop("same") == first
+    assert len({first, *found.values()}) == len(found) + 1
+
+
+def test_safetensors_are_taken_before_a_pickle(tmp_path: Path) -> None:
+    write_speech_model(tmp_path / "both", **{"model.safetensors": "w", "pytorch_model.bin": "v"})
+    write_speech_model(tmp_path / "one", **{"model.safetensors": "w"})
+    assert sha256_of(tmp_path / "both") == sha256_of(tmp_path / "one")
+
+
+def test_a_folder_that_is_no_speech_model_is_named(tmp_path: Path) -> None:
+    encoder = write_speech_model(tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").unlink()
+    with pytest.raises(
+        SourceError, match=r"'wavlm': .* lacks preprocessor_config\.json, model\.safetensors or pytorch_"
+    ):
+        resolve_encoder(encoder)
+
+
+def test_a_speech_model_of_another_hash_is_passed_over(tmp_path: Path) -> None:
+    wrong = write_speech_model(tmp_path / "wrong", **{"model.safetensors": "v"})
+    right = write_speech_model(tmp_path / "right", **{"model.safetensors": "w"})
+    sources = (*wrong.sources, *right.sources)
+    wanted = replace(right, sources=sources, sha256=sha256_of(tmp_path / "right"))
+    assert resolve_encoder(wanted) == tmp_path / "right"
 
 
 def test_hub_is_asked_for_the_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

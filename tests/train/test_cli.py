@@ -69,6 +69,41 @@ def test_a_clip_that_is_no_audio_is_named(tmp_path: Path) -> None:
     assert str(clip) in result.stderr
 
 
+def test_a_dry_run_trains_nothing_and_needs_no_data(tmp_path: Path) -> None:
+    result = invoke("run", "--config", RECIPES / "medusa.toml", "--data", tmp_path, "--dry-run")
+    assert result.exit_code == 0, result.output
+    for line in ("wavlm-whisper-hubert", "14 members", "315,453,120", "msp-podcast: not here", "no time is told"):
+        assert line in result.stdout, line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("missing", ["--data", "--out"])
+def test_a_run_needs_data_and_a_place(missing: str, tmp_path: Path) -> None:
+    given = {"--data": tmp_path, "--out": tmp_path / "out"}
+    del given[missing]
+    result = invoke("run", "--config", RECIPE, *(word for pair in given.items() for word in pair))
+    assert result.exit_code == 2
+    assert missing in result.stderr
+    assert "needed, unless with --dry-run" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--part", "2"), "a part is written 2/4"),
+        (("--part", "5/4"), "a part is one of 1/4 to 4/4, got 5/4"),
+        (("--device", "tpu"), "got 'tpu'"),
+    ],
+)
+def test_parts_and_devices_that_are_none_are_named(options: tuple[str, str], message: str, tmp_path: Path) -> None:
+    write_votes(tmp_path / "cremad", {"1001_DFA_ANG_XX": (1, 0, 0, 0, 0, 0)})
+    (tmp_path / "cremad" / "1001_DFA_ANG_XX.wav").write_bytes(b"never read")
+    (tmp_path / "ravdess").mkdir()
+    result = invoke("features", "--config", RECIPE, "--data", tmp_path, "--cache", tmp_path / "cache", *options)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+
+
 def test_a_report_needs_a_finished_run(tmp_path: Path) -> None:
     result = invoke("report", "--out", tmp_path / "run")
     assert result.exit_code == 2

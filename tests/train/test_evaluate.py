@@ -8,8 +8,8 @@ from model.labels import CLASS_INDEX
 from tests.train.results import SOUP, make_evaluation, make_outputs, make_reference, random_posteriors
 from tests.train.synthetic import TRAINED, make_examples
 from train.calibration import calibration_error
-from train.evaluate import compare, majority_vote, pooled, probe_guesses, score
-from train.metrics import accuracy, concordance, macro_f1, soft_cross_entropy, unweighted_average_recall
+from train.evaluate import compare, majority_vote, score
+from train.metrics import concordance, macro_f1, soft_cross_entropy, unweighted_average_recall
 from train.reference import ACTED, VOTED, reference_of
 
 ANGRY, SAD, HAPPY = (CLASS_INDEX[name] for name in ("angry", "sad", "happy"))
@@ -73,27 +73,6 @@ def test_where_nobody_acted_the_dominant_vote_is_the_truth() -> None:
     assert np.sum(evaluation["confusion"]) == np.trace(evaluation["confusion"]) == 16
     assert evaluation["systems"][SOUP]["accuracy"]["value"] == 1.0
     assert evaluation["soft_cross_entropy"] is not None
-
-
-def test_pooling_takes_mean_and_deviation_over_time() -> None:
-    examples = make_examples(("angry", "sad"))
-    frames = {"prosody": [np.array([[1, 2], [3, 6]], np.float16), np.array([[5, 5]], np.float16)]}
-    rows = pooled(replace(examples, frames=frames), ["prosody"])
-    assert rows.tolist() == [[2, 4, 1, 2], [5, 5, 0, 0]]
-
-
-def test_the_probe_learns_from_frames_and_never_reads_words() -> None:
-    train, test = make_examples(TRAINED * 20), make_examples(TRAINED * 10, seed=1)
-    guesses = probe_guesses(train, test)
-    assert accuracy(test.intended, guesses) > 0.8
-    silent = {**test.frames, "text": [rows * 0 for rows in test.frames["text"]]}
-    np.testing.assert_array_equal(probe_guesses(train, replace(test, frames=silent)), guesses)
-
-
-def test_a_probe_of_a_corpus_without_actors_learns_dominant_votes() -> None:
-    train, test = make_examples((*TRAINED, None) * 20), make_examples(TRAINED * 10, seed=1)
-    guesses = probe_guesses(replace(train, intended=np.full(100, -1)), test)
-    assert accuracy(test.intended, guesses) > 0.8
 
 
 def test_a_comparison_is_plain_data() -> None:

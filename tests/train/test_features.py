@@ -13,10 +13,14 @@ from model.spec import EncoderSpec
 from model.text import TextTokenizer
 from tests.fakes import voice
 from tests.model.tiny import TEXT_DIM, WORDS, write_tiny_text_encoder
+from tests.model.tiny_speech import SPEECH_DIM, write_tiny_speech
 from tests.train.synthetic import RECIPES, make_clip, write_wav
+from train.cache import encoder_key, pinned
 from train.config import load_recipe
 from train.cutting import cut_clip
-from train.features import extract_speech, extract_text
+from train.encoding import load_speech
+from train.errors import RecipeError
+from train.features import extract_speech, extract_text, load_whisper
 from train.manifest import Clip
 
 PITCHES_HZ = (100.0, 150.0, 220.0)
@@ -105,6 +109,87 @@ def test_degraded_copies_are_kept_apart_and_not_transcribed(
         assert len({values.tobytes() for values in (first, second, clean.frames[modality]["clip0"])}) == 3
     unchanged = extract_speech(clips, encoders, cache, lambda *call: None)
     np.testing.assert_array_equal(unchanged.frames["whisper"]["clip0"], clean.frames["whisper"]["clip0"])
+
+
+def test_arithmetic_that_the_device_lacks_is_a_mistake_of_the_recipe(encoders: dict[str, EncoderSpec]) -> None:
+    wrong = replace(encoders["whisper"], kind="whisper-ctranslate2", dim=384, states=(), compute_type="float8")
+    with pytest.raises(RecipeError, match="'whisper' cannot run with compute_type 'float8' on cpu"):
+        load_whisper(wrong, "cpu")
+
+
+# Speech transformers, tiny ones.
+
+
+@pytest.fixture(scope="module")
+def transformers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, EncoderSpec]:
+    """WavLM in float32, HuBERT in bfloat16."""
+    specs = {}
+    for name, arithmetic in (("wavlm", "float32"), ("hubert", "bfloat16")):
+        folder = write_tiny_speech(tmp_path_factory.mktemp("speech") / name, name)
+        specs[name] = EncoderSpec(
+            name, "speech-transformer", SPEECH_DIM, 1, (f"path:{folder}",), compute_type=arithmetic
+        )
+    return specs
+
+
+def test_every_audio_encoder_is_extracted(
+    clips: list[Clip], encoders: dict[str, EncoderSpec], transformers: dict[str, EncoderSpec], cache: Path
+) -> None:
+    """Beside what was cached before, which stays as it was; whole utterances, a frame every 20 ms."""
+    before = extract_speech(clips, encoders, cache, lambda *call: None)
+    files, calls = times(cache), Calls()
+    found = extract_speech(clips, encoders | transformers, cache, lambda *call: calls.append(call))
+    assert [(what, total) for what, _, total in calls] == [("speech features", 4)]
+    assert files.items() < times(cache).items()
+    for name, encoder in transformers.items():
+        network = load_speech(encoder, "cpu")
+        for clip in clips:
+            audio = cut_clip(read_mono(clip.audio))
+            frames = found.frames[name][clip.id]
+            assert frames.shape == ((len(audio) - 80) // WHISPER_HOP, SPEECH_DIM)
+            assert frames.dtype == np.float16
+            expected = network([audio])[0]
+            error = np.linalg.norm(frames.astype(np.float32) - expected) / np.linalg.norm(expected)
+            assert error < (1e-3 if encoder.compute_type == "float32" else 0.1)
+    for name in encoders:
+        np.testing.assert_array_equal(found.frames[name]["clip0"], before.frames[name]["clip0"])
+    assert found.transcripts == before.transcripts
+    calls.clear()
+    again = extract_speech(clips[:2], encoders | transformers, cache, lambda *call: calls.append(call))
+    assert calls == []
+    np.testing.assert_array_equal(again.frames["wavlm"]["clip1"], found.frames["wavlm"]["clip1"])
+
+
+def test_the_arithmetic_and_the_settings_are_part_of_the_name(
+    transformers: dict[str, EncoderSpec], tmp_path: Path
+) -> None:
+    wavlm = transformers["wavlm"]
+    raw = write_tiny_speech(tmp_path / "raw", "wavlm", normalise=False)
+    others = [replace(wavlm, compute_type="bfloat16"), replace(wavlm, sources=(f"path:{raw}",))]
+    keys = [encoder_key(pinned(encoder)) for encoder in (wavlm, *others)]
+    assert len(set(keys)) == 3
+
+
+def test_a_killed_extraction_continues_with_the_clips_that_it_lost(
+    clips: list[Clip],
+    encoders: dict[str, EncoderSpec],
+    transformers: dict[str, EncoderSpec],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("train.features._SHARD", 2)
+    all_encoders = encoders | transformers
+
+    def killed_after_the_first(*call: object) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        extract_speech(clips, all_encoders, tmp_path, killed_after_the_first)
+    before, calls = times(tmp_path), Calls()
+    found = extract_speech(clips, all_encoders, tmp_path, lambda *call: calls.append(call))
+    assert [total for _, _, total in calls] == [1]  # of three recordings, two were kept
+    assert before.items() <= times(tmp_path).items()
+    assert set(found.frames["hubert"]) == {clip.id for clip in clips}
 
 
 # Words, through a tiny text encoder.

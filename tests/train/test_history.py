@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-from train.history import learning_curves
+from train.history import META, History, learning_curves, meta_curves, write_meta_histories
 
 
 def write_notes(folder: Path, name: str, losses: list[float]) -> None:
@@ -39,3 +39,34 @@ def test_curves_come_in_the_order_of_members_folds_and_stages(tmp_path: Path) ->
 
 def test_a_folder_without_notes_has_no_curves(tmp_path: Path) -> None:
     assert learning_curves(tmp_path / "none", ("a",)) == []
+
+
+def history_of(*scores: float) -> History:
+    rows = [{"epoch": n, "loss": 1 - score, "dev_macro_f1": score, "examples": 3} for n, score in enumerate(scores)]
+    return History(rows, best_epoch=len(rows) - 1, steps=2 * len(rows))
+
+
+def test_curves_of_stage_3_come_in_the_order_of_their_seeds(tmp_path: Path) -> None:
+    write_meta_histories(tmp_path / "meta", {7: history_of(0.5)})
+    write_meta_histories(tmp_path / "meta", {10: history_of(0.25, 0.5), 2: history_of(0.75)})
+    assert meta_curves(tmp_path / "meta") == [
+        {
+            "member": META,
+            "fold": None,
+            "stage": "stage3",
+            "seed": seed,
+            "loss": [1 - score for score in scores],
+            "dev_macro_f1": scores,
+            "best_epoch": len(scores) - 1,
+            "steps": 2 * len(scores),
+        }
+        for seed, scores in ((2, [0.75]), (10, [0.25, 0.5]))  # seed 7 was an earlier recipe's
+    ]
+    assert meta_curves(tmp_path / "none") == []
+
+
+def test_the_best_score_is_that_of_the_epoch_that_is_kept() -> None:
+    assert History().best_score < 0
+    history = history_of(0.5, 0.25)
+    history.best_epoch = 0
+    assert history.best_score == 0.5

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from train.loop import class_bias
-from train.losses import Labels, class_weights, mixup, multitask_loss
+from train.losses import Labels, class_weights, draw_mixing, multitask_loss, totals_of
 
 BATCH = 6
 ONES, ZEROS = torch.ones(8), torch.zeros(8)
@@ -109,7 +109,8 @@ def test_an_untrained_class_takes_no_part() -> None:
 def test_mixup_mixes_x_and_every_label_column_alike(seed: int, alpha: float) -> None:
     """Rows of the identity show how each row was mixed."""
     labels = random_labels(seed)
-    shares, mixed = mixup(torch.eye(BATCH), labels, alpha, np.random.default_rng(seed))
+    mixing = draw_mixing(BATCH, alpha, np.random.default_rng(seed))
+    shares, mixed = mixing.values(torch.eye(BATCH)), mixing.labels(labels)
     torch.testing.assert_close(shares.sum(dim=1), torch.ones(BATCH))
     assert ((shares > 0).sum(dim=1) <= 2).all()
     torch.testing.assert_close(mixed.classes, shares @ labels.classes)
@@ -122,19 +123,36 @@ def test_mixup_mixes_x_and_every_label_column_alike(seed: int, alpha: float) -> 
 
 def test_mixup_keeps_ratings_that_both_rows_have() -> None:
     full = random_labels()
-    _, mixed = mixup(torch.eye(BATCH), Labels(full.classes, full.attributes, torch.ones(BATCH, 3).bool()), 0.2, rng())
-    assert mixed.rated.all()
+    rated = Labels(full.classes, full.attributes, torch.ones(BATCH, 3).bool())
+    assert draw_mixing(BATCH, 0.2, rng()).labels(rated).rated.all()
 
 
 def test_mixup_draws_a_share_per_sample() -> None:
-    many = Labels(torch.eye(8).repeat(50, 1), torch.zeros(400, 3), torch.zeros(400, 3, dtype=torch.bool))
-    shares, _ = mixup(torch.eye(400), many, 1.0, rng())
+    shares = draw_mixing(400, 1.0, rng()).values(torch.eye(400))
     own = shares.diagonal()
     assert len(set(own.tolist())) > 390
     assert own.std() == pytest.approx(12**-0.5, abs=0.03)  # Beta(1, 1) is uniform
-    sharp, _ = mixup(torch.eye(400), many, 0.2, rng())
+    sharp = draw_mixing(400, 0.2, rng()).values(torch.eye(400))
     assert ((sharp.diagonal() - 0.5).abs() > 0.4).float().mean() > 0.5  # Beta(0.2, 0.2) stays near 0 and 1
 
 
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("cut", [1, 3, 5])
+def test_the_parts_of_a_step_add_up_to_the_loss_of_one_large_batch(cut: int) -> None:
+    """Batches of unequal size, with unequally many ratings: a mean of their means would be another loss."""
+    labels = random_labels(3)
+    logits, attributes = torch.randn(BATCH, 8), torch.rand(BATCH, 3) * 6 + 1
+    whole = multitask_loss(logits, attributes, labels, ONES, ZEROS)
+    parts = [slice(None, cut), slice(cut, None)]
+    cuts = [Labels(labels.classes[part], labels.attributes[part], labels.rated[part]) for part in parts]
+    totals = totals_of(cuts)
+    losses = [
+        multitask_loss(logits[part], attributes[part], found, ONES, ZEROS, totals)
+        for part, found in zip(parts, cuts, strict=True)
+    ]
+    torch.testing.assert_close(losses[0] + losses[1], whole)
+    means = [multitask_loss(logits[p], attributes[p], found, ONES, ZEROS) for p, found in zip(parts, cuts, strict=True)]
+    assert abs(float((means[0] + means[1]) / 2 - whole)) > 1e-4

@@ -82,6 +82,12 @@ def test_a_seed_decides_the_weights(data: TrainingSet, tmp_path: Path) -> None:
         ),
         ({"meta": {"folds": 2, "epochs": 9, "seeds": [3]}}, set()),
         ({"name": "renamed"}, set()),
+        ({"stage2": STAGE | {"accumulate": 2}}, {"stage2"}),
+        ({"stage2": STAGE | {"precision": "bfloat16"}}, {"stage2"}),
+        ({"stage1": STAGE | {"patience": 1}}, {"stage1", "stage2"}),
+        ({"stage1": STAGE | {"accumulate": 1, "precision": "float32", "patience": None}}, set()),
+        ({"compute": {"device": "auto", "resume_every": 3}}, set()),
+        ({"meta": {"folds": 2, "epochs": 2, "seeds": [1, 2], "soup": "greedy"}}, set()),
     ],
 )
 def test_a_changed_recipe_trains_what_it_changes(
@@ -89,10 +95,10 @@ def test_a_changed_recipe_trains_what_it_changes(
 ) -> None:
     recipe = make_recipe()
     train_member(job_of(recipe), recipe, data, tmp_path)
-    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
     changed = make_recipe(**change)
     train_member(job_of(changed), changed, data, tmp_path)
-    after = {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+    after = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
     assert {name.split(".")[1] for name in before if before[name] != after[name]} == stages
 
 

@@ -118,6 +118,17 @@ def test_learning_curves_draw_every_epoch_and_mark_the_kept_one() -> None:
     assert "stage1: best 0.460 at epoch 9 of 9. stage2: best 0.380 at epoch 5 of 5." in svg
 
 
+def test_runs_of_stage_3_are_lines_of_one_stage() -> None:
+    scores = [0.3, 0.4, 0.5]
+    run = {"fold": None, "stage": "stage3", "loss": scores, "dev_macro_f1": scores, "best_epoch": 2}
+    svg = plots.learning([run | {"seed": seed} for seed in (4, 5, 6)], {"dev_macro_f1": (0.2, 0.6), "loss": (0, 1)})
+    assert inside(svg)
+    lines = re.findall(r'<path class="fold" d="M([^"]+)"', svg)
+    assert [len(points.split(" L")) for points in lines] == [3] * 6
+    assert "epoch (stage 3)" in svg
+    assert 'class="mark"' not in svg
+
+
 def test_a_cell_is_shaded_by_its_share_of_the_row() -> None:
     matrix = [[0] * 8 for _ in CLASSES]
     matrix[0][:2], matrix[1][:2] = [9, 1], [3, 3]

@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -19,15 +21,17 @@ from tests.fakes import voice
 from tests.model.tiny import TEXT_DIM, write_tiny_text_encoder
 from tests.train.synthetic import RECIPES, write_actors, write_goemotions, write_votes, write_wav
 from train.calibration import correct_prior
-from train.config import Recipe, load_recipe
+from train.config import ComputeConfig, Recipe, load_recipe
 from train.cost import EVALUATION, FEATURES, META, STAGE_1, STAGE_2
 from train.dataset import tensors
-from train.errors import CorpusError
+from train.errors import CorpusError, RecipeError
+from train.history import META as META_CURVES
 from train.prepare import prepare
 from train.report import render
 from train.results import SOUP
 from train.run import train_ensemble
 
+ROOT = Path(__file__).parents[2]
 SPEAKERS = range(1001, 1013)
 VOTES = {"ANG": (8, 0, 0, 0, 1, 0), "NEU": (0, 0, 0, 0, 10, 0), "SAD": (0, 1, 0, 0, 4, 4)}  # sad voices: no consensus
 TRAINED = ("angry", "sad", "disgust", "neutral")
@@ -68,6 +72,7 @@ def tiny_recipe(text_encoder: Path) -> Recipe:
     shipped = load_recipe(RECIPES / "default.toml").model_dump(exclude_unset=True)
     encoders = {name: shipped["encoders"][name] for name in ("whisper", "prosody", "functionals")}
     text = {"kind": "text-transformer", "dim": TEXT_DIM, "stack": 1, "sources": [f"path:{text_encoder}"]}
+    text["supervised_on"] = ["ravdess", "iemocap"]  # the first of which evaluates
     stage = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3}
     return Recipe.model_validate(
         shipped
@@ -108,7 +113,8 @@ def test_a_run_leaves_a_checkpoint_that_says_how_it_came_about(run: Run) -> None
     assert checkpoint.temperature > 0
     assert 0 < checkpoint.abstain_below < 1
     assert checkpoint.training["licence"] == run.recipe.data.licence
-    assert checkpoint.training["contaminated_by"] == []
+    assert checkpoint.training["contaminated_by"] == ["text: ravdess"]
+    assert "so that its figures flatter: text: ravdess." in checkpoint.model_card
     assert checkpoint.training["dropped"] == {
         "cremad": {"votes without clip": 1},
         "ravdess": {"class that was not trained": 2},
@@ -179,11 +185,55 @@ def test_curves_and_seconds_of_every_member_and_stage_are_kept(run: Run) -> None
     results, cost = json.loads((run.out / "report.json").read_text()), json.loads((run.out / "cost.json").read_text())
     jobs = [(member, fold) for member in ("voice", "words") for fold in (None, 0, 1)]
     curves = [(row["member"], row["fold"], row["stage"]) for row in results["learning_curves"]]
-    assert curves == [(*job, stage) for job in jobs for stage in ("stage1", "stage2")]
+    assert (
+        curves
+        == [(*job, stage) for job in jobs for stage in ("stage1", "stage2")] + [(META_CURVES, None, "stage3")] * 2
+    )
+    runs = results["learning_curves"][-2:]
+    assert [(row["seed"], len(row["loss"]), row["best_epoch"]) for row in runs] == [(1, 2, 1), (2, 2, 1)]
+    assert "Meta-classifiers" in (run.out / "report.html").read_text()
     names = {member + ("" if fold is None else f"-without-fold-{fold}") for member, fold in jobs}
     assert set(cost) == {FEATURES, STAGE_1, STAGE_2, META, EVALUATION}
     assert set(cost[STAGE_1]) == set(cost[STAGE_2]) == names
     assert all(seconds > 0 for jobs in cost.values() for seconds in jobs.values())
+
+
+def test_seeds_and_the_soup_s_ingredients_are_told(run: Run) -> None:
+    seeds = json.loads((run.out / "report.json").read_text())["seeds"]
+    assert seeds["members"] == {"voice": 1, "words": 2}
+    assert seeds["meta"] == [1, 2]
+    assert seeds["soup"] == {"kind": "uniform", "ingredients": [1, 2]}
+
+
+def test_two_processes_train_the_members_that_one_trains(run: Run, tmp_path: Path) -> None:
+    stage = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "accumulate": 2}
+    # Without dropout, which every process draws for itself.
+    whole = run.recipe.model_dump() | {"member_defaults": {**run.recipe.member_defaults.model_dump(), "dropout": 0.0}}
+    recipe = Recipe.model_validate(whole | {"stage1": stage, "stage2": stage})
+    (tmp_path / "recipe.json").write_text(recipe.model_dump_json(), encoding="utf-8")
+    train_ensemble(recipe, run.data, run.cache, tmp_path / "one", 1, lambda *call: None)
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    program += ["-m", "tests.train.run_program", *map(str, (tmp_path / "recipe.json", run.data, run.cache))]
+    subprocess.run([*program, str(tmp_path / "two")], cwd=ROOT, check=True, capture_output=True, text=True)
+    one, two = (load_checkpoint(tmp_path / name / "checkpoint") for name in ("one", "two"))
+    dev = prepare(recipe, run.data, run.cache, lambda *call: None).training.dev
+    inputs = tensors(dev.frames, recipe.encoder_specs())
+    with torch.no_grad():
+        for single, shared in zip(one.members, two.members, strict=True):
+            torch.testing.assert_close(shared(*inputs)[0], single(*inputs)[0], atol=1e-3, rtol=1e-3)
+    notes = [json.loads((tmp_path / n / "members" / "voice.stage1.json").read_text()) for n in ("one", "two")]
+    assert notes[0]["steps"] == notes[1]["steps"] > 0
+    assert notes[0]["key"] == notes[1]["key"]
+    assert (tmp_path / "two" / "report.html").is_file()
+
+
+def test_a_device_that_is_not_here_stops_the_run_before_anything_is_written(run: Run, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("is about machines without a GPU")
+    recipe = run.recipe.model_copy(update={"compute": ComputeConfig(device="cuda")})
+    with pytest.raises(RecipeError, match="no CUDA device"):
+        train_ensemble(recipe, run.data, run.cache, tmp_path / "out", 1, lambda *call: None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_card_and_the_page_can_be_made_again(run: Run, tmp_path: Path) -> None:

@@ -1,11 +1,15 @@
 """Faults of published research code for this recipe: one test each, so that they do not come back.
 
-Here: the training step, its data and the stacking. Speaker overlap is in `test_manifest`, label maps in
-`corpora/test_label_maps`, rows joined by id in `test_dataset`, trimmed tokens and whole utterances in `test_features`.
+Here: the training step, its data and the stacking. In `test_stacking`: what the stacker learns from, and that there is a
+soup at all. Speaker overlap is in `test_manifest`, label maps in `corpora/test_label_maps`, rows joined by id in
+`test_dataset`, trimmed tokens and whole utterances in `test_features`, encoder states (and not the decoder's) in
+`model/network/test_whisper_encoder`, encoders that saw the labels of a test corpus in `test_run`.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +19,8 @@ import torch
 from model.features import FUNCTIONALS_STEPS
 from model.labels import CLASS_INDEX
 from model.network.deepser import DeepSER
+from model.network.metaclassifier import Ensemble
+from model.spec import EnsembleSpec
 from tests.train.synthetic import (
     ENCODERS,
     RECIPES,
@@ -30,15 +36,25 @@ from train.dataset import Examples, HalfFrames, balanced_subset, make_batch
 from train.loop import StageData, class_bias, predict, selection_score, train_stage
 from train.losses import multitask_loss
 from train.metrics import balanced_macro_f1
+from train.pairing import Pairing, TextBank
 from train.stages.members import Job, out_of_fold, train_member
-from train.stages.meta import soup, stacked_outputs, train_meta
+from train.stages.meta import HeldOut, soup, stacked_outputs, train_meta
 
 LABELS = (*TRAINED, "angry", "angry", None) * 6  # 18 angry, 6 of each other class, 6 without consensus
 BIAS = class_bias(TRAINED)
 
 
-def stage(epochs: int = 2, learning_rate: float = 1e-3, mixup: float = 0.0) -> StageConfig:
-    return StageConfig(epochs=epochs, batch_size=8, learning_rate=learning_rate, mixup=mixup)
+def stage(
+    epochs: int = 2, learning_rate: float = 1e-3, mixup: float = 0.0, accumulate: int = 1, patience: int | None = None
+) -> StageConfig:
+    return StageConfig(
+        epochs=epochs,
+        batch_size=8,
+        learning_rate=learning_rate,
+        mixup=mixup,
+        accumulate=accumulate,
+        patience=patience,
+    )
 
 
 def all_of(examples: Examples, dev: Examples | None = None) -> StageData:
@@ -54,6 +70,14 @@ def test_every_batch_takes_one_optimizer_step() -> None:
         history = train_stage(make_member(), ENCODERS, all_of(examples), stage(epochs=3), seed=0)
     batches = -(-len(examples) // 8)
     assert len(steps) == history.steps == 3 * batches == 18
+
+
+@pytest.mark.parametrize("accumulate", [2, 4, 9])
+def test_accumulated_batches_take_one_step_together_and_the_last_few_are_not_lost(accumulate: int) -> None:
+    examples = make_examples(LABELS)
+    with optimizer_steps() as steps:
+        history = train_stage(make_member(), ENCODERS, all_of(examples), stage(epochs=3, accumulate=accumulate), seed=0)
+    assert len(steps) == history.steps == 3 * ceil(6 / accumulate)
 
 
 def test_one_optimizer_serves_a_whole_stage(tmp_path: Path) -> None:
@@ -82,7 +106,8 @@ def test_the_meta_classifier_s_learning_rate_is_the_recipe_s() -> None:
             make_examples(LABELS),
             TRAINED,
             MetaConfig(folds=2, epochs=3, seeds=(1,), learning_rate=0.03, batch_size=10),
-            seed=1,
+            1,
+            HeldOut(torch.zeros(42, 11), make_examples(LABELS)),
         )
     assert {rate for _, rate in steps} == {0.03}
     assert len({id(optimizer) for optimizer, _ in steps}) == 1
@@ -104,6 +129,26 @@ def test_every_epoch_draws_a_new_balanced_subset() -> None:
     assert all(np.bincount(subset.dominant + 1, minlength=9)[[0, 1, 2, 3, 8]].tolist() == [6] * 5 for subset in drawn)
 
 
+class NotingBank(TextBank):
+    """Notes which clips each epoch draws; has no sentence, so that all keep their own words."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.drawn: list[frozenset[str]] = []
+
+    def pair(self, examples: Examples, pairing: Pairing, rng: np.random.Generator) -> Examples:
+        self.drawn.append(frozenset(examples.ids))
+        return examples
+
+
+def test_every_epoch_of_stage_2_of_a_member_draws_anew(tmp_path: Path) -> None:
+    bank, recipe = NotingBank(), make_recipe(stage2=stage(5).model_dump())
+    data = replace(make_training_set(make_examples(LABELS, speakers=1)), bank=bank)
+    train_member(Job(recipe.member_specs()[0], 1), recipe, data, tmp_path)
+    assert [len(drawn) for drawn in bank.drawn] == [42] * 2 + [30] * 5
+    assert len(set(bank.drawn[2:])) == 5
+
+
 def test_stage_1_trains_on_everything_and_stage_2_on_balanced_subsets(tmp_path: Path) -> None:
     recipe, rows = make_recipe(), []
     data = make_training_set(make_examples(LABELS, speakers=1), folds=2)
@@ -116,7 +161,8 @@ def test_stage_3_samples_balanced() -> None:
     """Outputs that tell nothing: the classes' frequencies must not be learned, though nine in ten are angry."""
     examples = make_examples(("angry",) * 90 + ("sad",) * 10)
     config = MetaConfig(folds=2, epochs=60, seeds=(1,), learning_rate=0.05)
-    meta = train_meta(torch.zeros(100, 11), examples, ("angry", "sad"), config, seed=1)
+    dev = HeldOut(torch.zeros(100, 11), examples)
+    meta, _ = train_meta(torch.zeros(100, 11), examples, ("angry", "sad"), config, 1, dev)
     with torch.no_grad():
         posterior = torch.softmax(meta(torch.zeros(1, 11))[0] + class_bias(("angry", "sad")), dim=1)
     assert posterior[0, CLASS_INDEX["angry"]] == pytest.approx(0.5, abs=0.03)
@@ -195,6 +241,20 @@ def test_the_best_epoch_is_the_one_that_is_kept() -> None:
     assert not member.training
 
 
+def test_early_stopping_counts_anew_in_every_stage(tmp_path: Path) -> None:
+    """Stage 1 hardly learns and ends early; a counter that lived on would end stage 2 at once."""
+    standing = stage(9, 1e-9, patience=2).model_dump()
+    recipe = make_recipe(stage1=standing, stage2=stage(9, 1e-3, patience=4).model_dump())
+    rows: dict[str, list[float]] = {"stage1": [], "stage2": []}
+    data = make_training_set(make_examples(LABELS))
+    job = Job(recipe.member_specs()[0], 0)
+    train_member(job, recipe, data, tmp_path, lambda name, row: rows[name].append(row["dev_macro_f1"]))
+    assert len(rows["stage1"]) == 3  # the first is the best, two do not gain
+    assert len(rows["stage2"]) >= 5
+    notes = json.loads((tmp_path / "tiny-without-fold-0.stage2.json").read_text())
+    assert len(rows["stage2"]) == min(9, notes["best_epoch"] + 1 + 4)
+
+
 def test_a_stage_keeps_one_file_with_its_best_epoch_named(tmp_path: Path) -> None:
     recipe = make_recipe()
     train_member(Job(recipe.member_specs()[0], 0), recipe, make_training_set(make_examples(LABELS)), tmp_path)
@@ -246,17 +306,35 @@ def test_a_member_learns_nothing_from_its_held_out_fold(tmp_path: Path) -> None:
 def test_no_activation_stands_behind_the_meta_classifier() -> None:
     outputs = stacked_outputs([predict(make_member(), ENCODERS, make_examples(LABELS), BIAS)])
     config = MetaConfig(folds=2, epochs=20, seeds=(1,), learning_rate=0.05)
-    meta = train_meta(outputs, make_examples(LABELS), TRAINED, config, seed=1)
+    dev = HeldOut(outputs, make_examples(LABELS))
+    meta, _ = train_meta(outputs, dev.examples, TRAINED, config, 1, dev)
     with torch.no_grad():
         logits = meta(outputs)[0]
         torch.testing.assert_close(logits, meta.linear(outputs)[:, :8])
     assert (logits < 0).any()
 
 
+def test_the_ensemble_s_posterior_is_the_linear_meta_classifier_s() -> None:
+    """The network that is exported: members, then ONE linear layer on what they say."""
+    examples, members = make_examples(LABELS), [make_member(seed=seed).eval() for seed in (1, 2)]
+    outputs = stacked_outputs([predict(member, ENCODERS, examples, BIAS) for member in members])
+    dev = HeldOut(outputs, examples)
+    meta, _ = train_meta(outputs, examples, TRAINED, MetaConfig(folds=2, epochs=20, seeds=(1,)), 1, dev)
+    specs = tuple(replace(member.spec, name=f"member-{n}") for n, member in enumerate(members))
+    ensemble = Ensemble(EnsembleSpec(tuple(ENCODERS.values()), specs, TRAINED, ()), members, meta).eval()
+    batch = make_batch(examples, ENCODERS)
+    with torch.no_grad():
+        posterior = ensemble(batch.frames, batch.masks)[0]
+        torch.testing.assert_close(posterior, torch.softmax(meta.linear(outputs)[:, :8] + BIAS, dim=1))
+        mean = torch.from_numpy(np.mean([predict(m, ENCODERS, examples, BIAS)[0] for m in members], axis=0))
+    assert not torch.allclose(posterior, mean, atol=0.05)
+
+
 def test_the_soup_is_the_mean_of_its_runs() -> None:
     outputs = stacked_outputs([predict(make_member(), ENCODERS, make_examples(LABELS), BIAS)] * 2)
     config = MetaConfig(folds=2, epochs=3, seeds=(1, 2, 3))
-    runs = [train_meta(outputs, make_examples(LABELS), TRAINED, config, seed) for seed in config.seeds]
+    dev = HeldOut(outputs, make_examples(LABELS))
+    runs = [train_meta(outputs, dev.examples, TRAINED, config, seed, dev)[0] for seed in config.seeds]
     before = [run.linear.weight.clone() for run in runs]
     mixed = soup(runs)
     with torch.no_grad():

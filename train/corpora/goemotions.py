@@ -54,7 +54,9 @@ def read_goemotions(root: Path, part: str, classes: Iterable[str]) -> Sentences:
         text, ids, comment = line.split("\t")
         emotions = {canonical("goemotions", labels[int(index)]) for index in ids.split(",")}
         emotion = emotions.pop()
-        if emotions:
+        if emotion is None or None in emotions:
+            dropped["a label that names no emotion itself"] += 1
+        elif emotions:
             dropped["labels of several classes"] += 1
         elif emotion not in wanted:
             dropped["class that the corpus of speech does not have"] += 1

@@ -3,8 +3,10 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +16,15 @@ from safetensors.torch import load_file, save_file
 from model.labels import CLASSES
 from model.network.deepser import DeepSER
 from model.spec import EncoderSpec, MemberSpec
-from train.config import Recipe
-from train.dataset import Examples, balanced_subset, concatenate, mix_copies
-from train.loop import EpochSource, History, StageData, class_bias, predict, train_stage
+from train.config import Recipe, StageConfig
+from train.dataset import TEXT, Examples, balanced_subset, concatenate, mix_copies, one_hot
+from train.execution import CPU, Execution, Ranks
+from train.history import History
+from train.loop import EpochSource, StageData, class_bias, predict, train_stage
 from train.losses import class_weights
 from train.pairing import Pairing, TextBank
+from train.resume import ResumePoint
+from train.word_errors import Misheard
 
 ALL_SPEAKERS = -1
 """The fold number of a member that is trained on every training speaker."""
@@ -35,6 +41,7 @@ class TrainingSet:
         bank: sentences that carry emotion; None where the recipe has no text section.
         trained_classes: classes that occur.
         content: a hash of the examples and their features.
+        misheard: what a recogniser might have heard instead; None where the recipe has no word errors.
     """
 
     copies: tuple[Examples, ...]
@@ -43,6 +50,7 @@ class TrainingSet:
     bank: TextBank | None
     trained_classes: tuple[str, ...]
     content: str = ""
+    misheard: Misheard | None = None
 
     @property
     def train(self) -> Examples:
@@ -63,6 +71,14 @@ class Job:
         return self.member.name + ("" if self.fold == ALL_SPEAKERS else f"-without-fold-{self.fold}")
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a member is trained: its device, and the processes that share it."""
+
+    device: torch.device = CPU
+    ranks: Ranks = field(default_factory=Ranks)
+
+
 def pairing_of(recipe: Recipe) -> Pairing:
     """How the recipe pairs clips with texts."""
     if recipe.text is None:
@@ -76,12 +92,16 @@ def train_member(
     data: TrainingSet,
     folder: Path,
     on_epoch: Callable[[str, dict[str, float]], None] = lambda stage, row: None,
+    place: Place | None = None,
 ) -> DeepSER:
     """Runs stages 1 and 2, or reads their result if `folder` already has it for the same recipe.
 
-    A stage starts from its own seed and from the stage before, so a run that was killed and started again gives the
-    same weights as one that was not.
+    A stage starts from its own seed and from the stage before, or continues behind the last epoch that a killed run has
+    finished; either way it ends in the same weights. The member is returned on the CPU.
     """
+    place = place or Place()
+    if TEXT not in job.member.modalities:
+        data = replace(data, bank=None)  # words that it cannot read would only move its targets
     encoders = recipe.encoder_specs()
     torch.manual_seed(job.member.seed)
     member = DeepSER(job.member, encoders)
@@ -89,20 +109,29 @@ def train_member(
     copies = tuple(copy.subset(mine) for copy in data.copies)
     set_statistics(member, concatenate(copies))
     stages = (
-        ("stage1", recipe.stage1, _all_examples(recipe, data, copies), class_weights(copies[0].targets)),
+        ("stage1", recipe.stage1, _all_examples(recipe, data, copies), class_weights(aimed(recipe, copies[0]).targets)),
         ("stage2", recipe.stage2, _balanced(recipe, data, copies), torch.ones(len(CLASSES))),
     )
     for number, (stage, config, source, weights) in enumerate(stages):
+        if config.epochs == 0:
+            continue
         path = folder / f"{job.name}.{stage}.safetensors"
         key = _key(recipe, job, stage, data.content)
+        resume = ResumePoint(folder / f"{job.name}.{stage}.epoch.safetensors", key, recipe.compute.resume_every)
         if _is_done(path, key):
+            resume.remove()
             member.load_state_dict(load_file(path))
             continue
-        epochs = StageData(source, data.dev, weights, data.trained_classes)
+        epochs = StageData(source, data.dev, weights, data.trained_classes, recipe.objective.attribute_weight)
         seed = job.member.seed * 1000 + (job.fold + 1) * 10 + number
-        history = train_stage(member, encoders, epochs, config, seed, lambda row, s=stage: on_epoch(s, row))  # type: ignore[misc]
+        execution = Execution(place.device, recipe.compute.compile, resume, partial(on_epoch, stage), place.ranks)
+        history = train_stage(member, encoders, epochs, config, seed, execution)
+        member.to(CPU)
         round_to_half(member)
-        _save(path, member, history, key)
+        if place.ranks.rank == 0:
+            _save(path, member, history, key)
+            resume.remove()
+        place.ranks.wait()
     return member.eval()
 
 
@@ -147,7 +176,14 @@ def set_statistics(member: DeepSER, examples: Examples) -> None:
 def draw_training(recipe: Recipe, data: TrainingSet, copies: Sequence[Examples], rng: np.random.Generator) -> Examples:
     """Training examples as one epoch sees them: a random copy of each, with a random text."""
     examples = mix_copies(copies, rng)
-    return data.bank.pair(examples, pairing_of(recipe), rng) if data.bank else examples
+    if data.misheard:
+        examples = data.misheard.draw(examples, rng)
+    return aimed(recipe, data.bank.pair(examples, pairing_of(recipe), rng) if data.bank else examples)
+
+
+def aimed(recipe: Recipe, examples: Examples) -> Examples:
+    """Examples with the targets that the recipe asks for."""
+    return one_hot(examples) if recipe.objective.targets == "one-hot" else examples
 
 
 def _all_examples(recipe: Recipe, data: TrainingSet, copies: Sequence[Examples]) -> EpochSource:
@@ -166,12 +202,29 @@ def _balanced(recipe: Recipe, data: TrainingSet, copies: Sequence[Examples]) -> 
 
 def _key(recipe: Recipe, job: Job, stage: str, content: str) -> str:
     """Names everything that decides a stage's weights."""
-    parts = recipe.model_dump(mode="json", include={"seed", "text", "encoders", "stage1"})
+    read = {"seed", "encoders"} | ({"text"} if TEXT in job.member.modalities else set())
+    parts = recipe.model_dump(mode="json", include=read)
+    parts["stage1"] = _stage_parts(recipe.stage1)
     parts["content"] = content
     if stage == "stage2":
-        parts["stage2"] = recipe.stage2.model_dump(mode="json")
-    parts["job"] = {"member": asdict(job.member), "fold": job.fold}
+        parts["stage2"] = _stage_parts(recipe.stage2)
+    # What later versions can switch counts only where it is switched, so that old weights keep their key.
+    member = {name: value for name, value in asdict(job.member).items() if (name, value) != ("fusion", "deep")}
+    if objective := recipe.objective.model_dump(mode="json", exclude_defaults=True):
+        parts["objective"] = objective
+    parts["job"] = {"member": member, "fold": job.fold}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _stage_parts(config: StageConfig) -> dict[str, Any]:
+    """A stage's settings. Switches that came later count only where they are used, so that old weights keep their key."""
+    later = {"accumulate", "precision", "patience"}
+    settings = config.model_dump(mode="json")
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in later or value != StageConfig.model_fields[name].default
+    }
 
 
 def _is_done(path: Path, key: str) -> bool:
@@ -181,12 +234,12 @@ def _is_done(path: Path, key: str) -> bool:
 
 def _save(path: Path, member: DeepSER, history: History, key: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
+    unfinished = path.with_suffix(".part")
     path.with_suffix(".json").unlink(
         missing_ok=True
     )  # a kill between the two files must not leave new weights under an old key
-    save_file(member.state_dict(), partial)
-    partial.replace(path)
+    save_file(member.state_dict(), unfinished)
+    unfinished.replace(path)
     notes = path.with_suffix(".json.part")
     notes.write_text(json.dumps({"key": key, **asdict(history)}, indent=1))
     notes.replace(path.with_suffix(".json"))

@@ -4,23 +4,40 @@ Shapes: N = examples, M = members.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.network.metaclassifier import MetaClassifier, meta_input
+from model.network.metaclassifier import WIDTH, MetaClassifier, meta_input
 from train.config import MetaConfig
-from train.dataset import Examples, balanced_subset
-from train.loop import class_bias
-from train.losses import Labels, class_weights, multitask_loss
+from train.dataset import Examples, balanced_subset, labels_of
+from train.history import History
+from train.loop import SELECTION_RESAMPLES, class_bias
+from train.losses import ATTRIBUTE_WEIGHT, Labels, class_weights, multitask_loss
+from train.metrics import balanced_macro_f1
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """What runs of stage 3 are judged by: outputs of the members trained on everybody `[N, 11 M]`, and their examples."""
+
+    outputs: Tensor
+    examples: Examples
 
 
 def train_meta(
-    outputs: Tensor, examples: Examples, trained_classes: tuple[str, ...], config: MetaConfig, seed: int
-) -> MetaClassifier:
-    """One run of stage 3: balanced sampling as in stage 2, no mixup.
+    outputs: Tensor,
+    examples: Examples,
+    trained_classes: tuple[str, ...],
+    config: MetaConfig,
+    seed: int,
+    dev: HeldOut,
+    attribute_weight: float = ATTRIBUTE_WEIGHT,
+) -> tuple[MetaClassifier, History]:
+    """One run of stage 3: balanced sampling as in stage 2, no mixup; the last epoch is kept.
 
     Classes are weighted as in stage 1 where the recipe says so: clips of every class carry votes for neutral, so a set
     that is balanced by dominant class is not balanced by votes, and a meta-classifier trained on it leans to neutral.
@@ -31,32 +48,66 @@ def train_meta(
         trained_classes: classes that occur.
         config: epochs, batch size, learning rate.
         seed: decides the initial weights and the draws.
+        dev: scores every epoch for the learning curve, and decides nothing.
+        attribute_weight: of the attributes in the loss.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    meta = MetaClassifier(outputs.shape[1] // 11)
+    meta = MetaClassifier(outputs.shape[1] // WIDTH)
     optimizer = torch.optim.AdamW(meta.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     bias, weights = class_bias(trained_classes), class_weights(examples.targets, config.class_weight)
-    labels, classes = _labels(examples), examples.dominant
-    for _ in range(config.epochs):
-        subset = balanced_subset(classes, rng)
+    labels, classes, history = labels_of(examples), examples.dominant, History()
+    for epoch in range(config.epochs):
+        subset, losses = balanced_subset(classes, rng), []
         for start in range(0, len(subset), config.batch_size):
             rows = torch.from_numpy(subset[start : start + config.batch_size])
             logits, attributes = meta(outputs[rows])
             drawn = Labels(labels.classes[rows], labels.attributes[rows], labels.rated[rows])
-            loss = multitask_loss(logits, attributes, drawn, weights, bias)
+            loss = multitask_loss(logits, attributes, drawn, weights, bias, attribute_weight=attribute_weight)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimizer.step()
-    return meta.eval()
+            losses.append(float(loss.detach()))
+        score = meta_score(meta, dev, bias)
+        row = {"epoch": epoch, "loss": float(np.mean(losses)), "dev_macro_f1": score, "examples": len(subset)}
+        history.rows.append(row)
+        history.steps += len(losses)
+        history.best_epoch = epoch
+    return meta.eval(), history
+
+
+def meta_score(meta: MetaClassifier, dev: HeldOut, bias: Tensor) -> float:
+    """The selection score of stages 1 and 2 for a meta-classifier: macro-F1 over balanced resamples."""
+    rows = np.flatnonzero(dev.examples.dominant >= 0)
+    guesses = meta_posterior(meta, dev.outputs[torch.from_numpy(rows)], bias, 1.0).argmax(axis=1)
+    return balanced_macro_f1(dev.examples.dominant[rows], guesses, SELECTION_RESAMPLES, seed=0)
 
 
 def soup(runs: Sequence[MetaClassifier]) -> MetaClassifier:
     """Uniform soup: the mean of the runs' weights. Of linear layers, it is exactly the mean of their outputs."""
-    mixed = MetaClassifier(runs[0].linear.in_features // 11)
+    mixed = MetaClassifier(runs[0].linear.in_features // WIDTH)
     states = [run.state_dict() for run in runs]
     mixed.load_state_dict({name: torch.stack([state[name] for state in states]).mean(dim=0) for name in states[0]})
     return mixed.eval()
+
+
+def greedy_ingredients(runs: Sequence[MetaClassifier], dev: HeldOut, bias: Tensor) -> tuple[int, ...]:
+    """Runs of a greedy soup: the best one, then, from good to bad, each that does not lower the soup's score.
+
+    Source: Wortsman et al. (2022), "Model soups", arXiv:2203.05482, recipe 1.
+
+    Returns:
+        Their numbers in `runs`, in the order in which they went in; of equally good runs, the earlier one first.
+    """
+    scores = [meta_score(run, dev, bias) for run in runs]
+    first, *others = sorted(range(len(runs)), key=lambda number: -scores[number])
+    chosen, best = [first], scores[first]
+    for number in others:
+        score = meta_score(soup([runs[n] for n in (*chosen, number)]), dev, bias)
+        if score >= best:
+            chosen.append(number)
+            best = score
+    return tuple(chosen)
 
 
 def stacked_outputs(
@@ -83,12 +134,3 @@ def fit_temperature(logits: Tensor, targets: npt.NDArray[np.float32], bias: Tens
     grid = np.geomspace(0.1, 10.0, 400)
     losses = [float(-(truth * torch.log_softmax(logits / t + bias, dim=1)).sum(dim=1).mean()) for t in grid]
     return float(grid[int(np.argmin(losses))])
-
-
-def _labels(examples: Examples) -> Labels:
-    rated = ~np.isnan(examples.attributes)
-    return Labels(
-        torch.from_numpy(examples.targets),
-        torch.from_numpy(np.where(rated, examples.attributes, 0.0).astype(np.float32)),
-        torch.from_numpy(rated),
-    )

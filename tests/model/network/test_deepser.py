@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor
 from model.features import Frames, collate
 from model.network.deepser import DeepSER, FrameStack
 from model.network.enc import Enc, masked_mean
-from model.spec import EncoderSpec
+from model.spec import EncoderSpec, SpecError
 from tests.model.tiny import DIM, tiny_member
 
 TOLERANCE = 1e-5
@@ -149,3 +151,58 @@ def test_enc_returns_every_layer() -> None:
     layers, pooled = enc(torch.randn(2, 4, 5), torch.ones(2, 4, dtype=torch.bool))
     assert [tuple(layer.shape) for layer in layers] == [(2, 4, DIM)] * 3
     torch.testing.assert_close(pooled, layers[-1].mean(dim=1))
+
+
+def late_network(modalities: tuple[str, ...] = ("whisper", "prosody", "text")) -> DeepSER:
+    torch.manual_seed(3)
+    return DeepSER(replace(tiny_member("member", modalities), fusion="late"), ENCODERS).eval()
+
+
+def test_late_fusion_has_a_network_per_modality_and_no_fusion_enc() -> None:
+    deep, late = network(("whisper", "prosody", "text"), 2), late_network()
+    assert any(name.startswith("fusions.") for name, _ in deep.named_parameters())
+    parts = {name.split(".")[0] for name, _ in late.named_parameters()}
+    assert parts == {"encs", "joins", "classifiers", "regressors"}
+
+
+def test_late_fusion_is_the_mean_of_logits_that_read_one_modality_each() -> None:
+    """A change of one modality moves the mean by its own share alone, whatever the others say."""
+    member, item = late_network(), random_item(0, {"whisper": 12, "prosody": 24, "text": 5})
+    other = random_item(1, {"whisper": 9, "prosody": 11, "text": 3})
+    before = run(member, [item])[0]
+    moved = [run(member, [{**item, name: other[name]}])[0] - before for name in member.spec.modalities]
+    assert all(float(change.abs().max()) > 10 * TOLERANCE for change in moved)
+    torch.testing.assert_close(run(member, [other])[0] - before, sum(moved), atol=TOLERANCE, rtol=0)
+    alone = DeepSER(replace(member.spec, modalities=("text",)), ENCODERS).eval()
+    alone.load_state_dict({name: values for name, values in member.state_dict().items() if ".text." in name})
+    with torch.no_grad():
+        for name in ("whisper", "prosody"):
+            for parameter in (*member.classifiers[name].parameters(), *member.regressors[name].parameters()):
+                parameter.zero_()
+    torch.testing.assert_close(3 * run(member, [item])[0], run(alone, [item])[0], atol=TOLERANCE, rtol=0)
+
+
+def test_late_fusion_depends_on_neither_padding_nor_neighbours() -> None:
+    member, item = late_network(), random_item(0, {"whisper": 7, "prosody": 3, "text": 0})
+    neighbour = random_item(1, {"whisper": 12, "prosody": 24, "text": 5})
+    for alone, together in zip(run(member, [item]), run(member, [neighbour, item], 2, filling=50.0), strict=True):
+        torch.testing.assert_close(together[1:], alone, atol=TOLERANCE, rtol=0)
+
+
+def test_every_parameter_of_late_fusion_receives_gradient() -> None:
+    member = late_network()
+    batch = [random_item(seed, {"whisper": 9, "prosody": 17, "text": 4}) for seed in range(8)]
+    inputs = {n: collate([item[n] for item in batch], ENCODERS[n].stack) for n in member.spec.modalities}
+    logits, attributes = member(
+        {name: torch.from_numpy(frames) for name, (frames, _) in inputs.items()},
+        {name: torch.from_numpy(mask) for name, (_, mask) in inputs.items()},
+    )
+    (logits.square().sum() + attributes.square().sum()).backward()
+    for name, parameter in member.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_an_unknown_fusion_is_refused() -> None:
+    with pytest.raises(SpecError, match="fusion is one of deep, late, got 'early'"):
+        replace(tiny_member("member", ("text",)), fusion="early")  # type: ignore[arg-type]  # as a file might say it

@@ -8,10 +8,12 @@ from train.errors import CorpusError
 
 ROWS = (
     ("You are a fool", "anger"),
-    ("I miss her, and I am sorry", "sadness,remorse"),  # two labels of one class
+    ("I miss her since she died", "sadness,grief"),  # two labels of one class
     ("I love it but it scares me", "love,fear"),  # two classes
     ("Yuck", "disgust"),  # not a class of the corpus of speech
     ("The shop opens at nine", "neutral"),
+    ("You should have asked me", "disapproval"),  # an attitude
+    ("I hate this, and you", "anger,annoyance"),  # a milder emotion too
 )
 
 
@@ -20,7 +22,7 @@ def test_sentences_whose_labels_agree_are_kept(tmp_path: Path) -> None:
     rows = read_goemotions(tmp_path, "train", TRAINED).rows
     assert [(row.id, row.text, row.emotion) for row in rows] == [
         ("comment0", "You are a fool", "angry"),
-        ("comment1", "I miss her, and I am sorry", "sad"),
+        ("comment1", "I miss her since she died", "sad"),
         ("comment4", "The shop opens at nine", "neutral"),
     ]
 
@@ -29,8 +31,9 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     write_goemotions(tmp_path, ROWS)
     sentences = read_goemotions(tmp_path, "train", TRAINED)
     assert sum(sentences.dropped.values()) + len(sentences.rows) == len(ROWS)
-    assert sorted(sentences.dropped.values()) == [1, 1]
+    assert sorted(sentences.dropped.values()) == [1, 1, 2]
     assert sentences.dropped["labels of several classes"] == 1
+    assert sentences.dropped["a label that names no emotion itself"] == 2
 
 
 def test_parts_are_separate(tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""Sizes of the full recipe's encoders as their authors published them: for counting without downloading.
+
+Weights are never made from these; a checkpoint brings its own configuration.
+"""
+
+from typing import Any, Final
+
+import torch
+from transformers import (
+    AutoModel,
+    HubertConfig,
+    ModernBertConfig,
+    PreTrainedConfig,
+    RobertaConfig,
+    WavLMConfig,
+    WhisperConfig,
+)
+
+_LARGE_SPEECH: Final = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+}
+_LARGE_TEXT: Final = {"hidden_size": 1024, "num_attention_heads": 16}
+
+PUBLISHED: Final[dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]]] = {
+    "microsoft/wavlm-large": (
+        WavLMConfig,
+        {**_LARGE_SPEECH, "conv_bias": False, "num_buckets": 320, "max_bucket_distance": 800},
+    ),
+    "facebook/hubert-large-ls960-ft": (HubertConfig, {**_LARGE_SPEECH, "conv_bias": True}),
+    "Systran/faster-whisper-large-v3": (
+        WhisperConfig,
+        {
+            "vocab_size": 51_866,
+            "num_mel_bins": 128,
+            "d_model": 1280,
+            "encoder_layers": 32,
+            "decoder_layers": 32,
+            "encoder_attention_heads": 20,
+            "decoder_attention_heads": 20,
+            "encoder_ffn_dim": 5120,
+            "decoder_ffn_dim": 5120,
+        },
+    ),
+    "FacebookAI/roberta-large": (
+        RobertaConfig,
+        {
+            **_LARGE_TEXT,
+            "vocab_size": 50_265,
+            "num_hidden_layers": 24,
+            "intermediate_size": 4096,
+            "max_position_embeddings": 514,
+            "type_vocab_size": 1,
+        },
+    ),
+    "answerdotai/ModernBERT-large": (
+        ModernBertConfig,
+        {**_LARGE_TEXT, "vocab_size": 50_368, "num_hidden_layers": 28, "intermediate_size": 2624},
+    ),
+}
+"""Hub name -> class and sizes of its configuration."""
+
+
+def published_config(name: str) -> PreTrainedConfig:
+    """The configuration of a published model.
+
+    Raises:
+        KeyError: if its sizes are not written down here.
+    """
+    kind, sizes = PUBLISHED[name]
+    return kind(**sizes)
+
+
+def parameter_count(config: PreTrainedConfig) -> int:
+    """Parameters of a model, of its encoder alone where it has a decoder too; nothing is allocated."""
+    with torch.device("meta"):
+        network = AutoModel.from_config(config)  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    encoder = network.get_encoder() if config.is_encoder_decoder else network
+    return sum(parameter.numel() for parameter in encoder.parameters())
