@@ -87,7 +87,7 @@ class ModelsConfig(_Section):
     max_batch_size: int = Field(default=16, gt=0)
     max_queue_delay_ms: float = Field(default=4.0, ge=0)
     max_queue_size: int = Field(default=64, gt=0)
-    workers: int = Field(default=1, gt=0)
+    workers: int = Field(default=2, gt=0)
 
 
 class Config(BaseSettings):
