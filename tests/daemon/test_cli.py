@@ -68,7 +68,7 @@ def test_check_says_what_would_be_served() -> None:
     assert all(member.name in result.output for member in manifest.ensemble.members)
     assert "embedded" in result.output
     precision = next(line for line in result.output.splitlines() if "precision" in line)
-    assert "whisper int8" in precision
+    assert "whisper float32 (its words int8)" in precision
 
 
 @pytest.mark.parametrize("command", ["score", "demo"])
