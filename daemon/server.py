@@ -32,7 +32,9 @@ from daemon.pipeline import Services
 from daemon.sinks.journal import check_directory
 from daemon.sinks.redis import RedisSink, StreamSettings
 from daemon.sinks.spool import Spool
-from daemon.transports.websocket import StreamRules, StreamServer
+from daemon.streams import StreamRules, Streams
+from daemon.transports.native import NativeDialect
+from daemon.transports.websocket import WebSocketDoor
 
 _log = logging.getLogger(__name__)
 
@@ -46,13 +48,13 @@ class Daemon:
 
     Attributes:
         app: the ASGI application.
-        streams: its WebSocket streams.
+        streams: its streams, through whichever door.
         sink: where events go.
         redis_url: the Redis it publishes to.
     """
 
     app: Starlette
-    streams: StreamServer
+    streams: Streams
     sink: Sink
     redis_url: str
     bundle_id: str
@@ -90,7 +92,7 @@ async def running_daemon(config: Config) -> AsyncIterator[Daemon]:
         await sink.start()
         engine = await stack.enter_async_context(running_engine(models, settings))
         compute = stack.enter_context(ThreadPoolExecutor(os.cpu_count() or 2, thread_name_prefix="vad"))
-        streams = StreamServer(_rules(config, engine), Services(engine, sink, compute), metrics)
+        streams = Streams(_rules(config, engine), Services(engine, sink, compute), metrics)
         _watch(metrics, engine.asr)
         _watch(metrics, engine.emotion)
         yield Daemon(_app(streams, sink, metrics, engine.bundle_id), streams, sink, url, engine.bundle_id)
@@ -134,7 +136,7 @@ def _rules(config: Config, engine: Engine) -> StreamRules:
     )
 
 
-def _app(streams: StreamServer, sink: Sink, metrics: Metrics, bundle_id: str) -> Starlette:
+def _app(streams: Streams, sink: Sink, metrics: Metrics, bundle_id: str) -> Starlette:
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "alive", "model": bundle_id})
 
@@ -148,9 +150,10 @@ def _app(streams: StreamServer, sink: Sink, metrics: Metrics, bundle_id: str) ->
     async def demo_call(_: Request) -> Response:
         return FileResponse(_DEMO_CALL, media_type="audio/flac")
 
+    native = WebSocketDoor(streams, NativeDialect)
     return Starlette(
         routes=[
-            WebSocketRoute("/v1/stream", streams.__call__),  # Starlette takes a callable object for a whole ASGI app
+            WebSocketRoute("/v1/stream", native.__call__),  # Starlette takes a callable object for a whole ASGI app
             Route("/health", health),
             Route("/ready", ready),
             Route("/metrics", metrics_page),

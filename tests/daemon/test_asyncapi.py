@@ -13,11 +13,11 @@ from jsonschema import Draft7Validator
 from referencing import Registry
 from referencing.jsonschema import DRAFT7
 
-from daemon import pipeline, resample, wire
+from daemon import pipeline, request, resample, streams, wire
 from daemon.errors import PeerError
+from daemon.request import StreamRequest, request_of_message, request_of_query
 from daemon.resample import AudioDecoder
-from daemon.transports import request, websocket
-from daemon.transports.request import StreamRequest, request_of_message, request_of_query
+from daemon.transports import native, websocket
 from model.labels import ATTRIBUTES, CLASSES
 from tests.daemon.test_wire import MESSAGES
 
@@ -204,20 +204,20 @@ def test_lists_are_those_of_the_server() -> None:
 def test_the_server_knows_what_a_client_may_send(kind: str) -> None:
     payload(kind).validate({"type": kind})
     assert not payload(kind).is_valid({})
-    source = ast.parse(inspect.getsource(websocket))
+    source = ast.parse(inspect.getsource(native))
     compared = {ast.unparse(node) for node in ast.walk(source) if isinstance(node, ast.Compare)}
     assert f"kind == '{kind}'" in compared
 
 
 def test_error_codes_are_those_in_the_code() -> None:
-    modules = (pipeline, resample, request, websocket)
+    modules = (pipeline, resample, request, streams, native, websocket)
     raised = {code for module in modules for call in ("PeerError", "wire.error") for code in literals(module, call)}
     assert SCHEMAS["ErrorCode"]["enum"] == sorted(raised)
 
 
 def test_reasons_of_an_end_are_those_in_the_code() -> None:
     endings, codes = set(SCHEMAS["Ending"]["enum"]), set(SCHEMAS["ErrorCode"]["enum"])
-    written = literals(websocket, "_Ending")
+    written = literals(websocket, "Ending") | literals(streams, "Ending")
     assert endings <= written <= endings | codes
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from starlette.datastructures import QueryParams
 
 from daemon.errors import CLOSE_BAD_DATA, PeerError
-from daemon.transports.request import StreamRequest, parse_object, request_of_message, request_of_query
+from daemon.request import StreamRequest, parse_object, request_of_message, request_of_query
 
 FULL = StreamRequest(
     encoding="mulaw",
