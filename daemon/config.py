@@ -1,12 +1,24 @@
 """Configuration: a TOML file, then `MEDUSA_*` environment variables, then flags; later ones win. All mistakes at once."""
 
+import base64
 import json
 import os
 import tomllib
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -17,17 +29,26 @@ from pydantic_settings import (
 )
 
 from daemon.batcher import BatchSettings
+from daemon.calls.alerts import AlertRule
+from daemon.calls.webhook import WebhookSettings, check_url
 from daemon.embedded import embedded_url
 from daemon.engine import EngineSettings, default_threads
 from daemon.errors import ConfigError
 from daemon.sinks.redis import connect, without_password
+from daemon.transports.whip.rules import IceServer, WhipRules
 from model.audio import POST_PAD, SAMPLES_PER_MS
+from model.labels import CLASSES
 from model.segmenter import Endpointing
+from model.signature import read_public_key
 
 DEFAULT_BUNDLE: Final = Path(__file__).parent / "bundles" / "default"
 EMBEDDED: Final = "embedded"
 _PREFIX: Final = "MEDUSA_"
 _DELIMITER: Final = "__"
+_ICE_URL: Final = r"^(stuns?:[^?:@\s]+(:\d{1,5})?|turns?:[^?:@\s]+(:\d{1,5})?(\?transport=(udp|tcp))?)$"
+_ORIGIN: Final = r"^(\*|https?://[^/\s]+)$"
+_SHOWN_ALERTS: Final = {"rules", "webhook_timeout_s", "webhook_attempts", "webhook_queue"}
+"""The URL is not among them: many services put what must not be known into it."""
 
 LogLevel = Annotated[
     Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
@@ -84,10 +105,163 @@ class ModelsConfig(_Section):
     device: str = "auto"
     threads: int = Field(default_factory=default_threads, gt=0)
     whisper_sources: tuple[str, ...] = ()
+    trusted_keys: tuple[str, ...] = ()
+    """Public keys, of which one must have signed the bundle; none takes any bundle."""
     max_batch_size: int = Field(default=16, gt=0)
     max_queue_delay_ms: float = Field(default=4.0, ge=0)
     max_queue_size: int = Field(default=64, gt=0)
     workers: int = Field(default=2, gt=0)
+
+    @field_validator("trusted_keys")
+    @classmethod
+    def _are_keys(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        for key in keys:
+            read_public_key(key)
+        return keys
+
+
+class TelephonyConfig(_Section):
+    """Who may send calls through the doors of carriers and contact centres; see docs/doors.md."""
+
+    public_url: str | None = None
+    """Where a carrier reaches us, if a proxy stands between: what it signed is that URL."""
+    twilio_auth_token: SecretStr | None = None
+    telnyx_auth_token: SecretStr | None = None
+    audiohook_keys: dict[str, SecretStr] = {}
+    """API key -> client secret, base64."""
+
+    @field_validator("public_url")
+    @classmethod
+    def _an_address(cls, url: str | None) -> str | None:
+        if url is not None:
+            parts = urlsplit(url)
+            if (
+                parts.scheme not in ("ws", "wss", "http", "https")
+                or not parts.hostname
+                or parts.query
+                or parts.fragment
+            ):
+                raise ValueError("an address like wss://voice.example.com, where need be with a path in front of ours")
+        return url
+
+    @field_validator("audiohook_keys")
+    @classmethod
+    def _are_base64(cls, keys: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for key, secret in keys.items():
+            try:
+                usable = bool(key) and len(base64.b64decode(secret.get_secret_value(), validate=True)) > 0
+            except ValueError:
+                usable = False
+            if not usable:
+                raise ValueError("an API key and its client secret, which is base64 and not empty")
+        return keys
+
+
+class AlertRuleConfig(_Section):
+    """When to raise an alert; see `daemon.calls.alerts`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_. -]{1,64}$")
+    role: str | None = Field(default=None, min_length=1)
+    """Whom it looks at; everybody where none is named."""
+    emotions: tuple[str, ...] = Field(min_length=1)
+    above: float = Field(gt=0, lt=1)
+    for_s: float | None = Field(default=None, gt=0)
+    utterances: int | None = Field(default=None, gt=0)
+    cooldown_s: float = Field(default=60.0, ge=0)
+
+    @field_validator("emotions")
+    @classmethod
+    def _are_classes(cls, emotions: tuple[str, ...]) -> tuple[str, ...]:
+        unknown = [name for name in emotions if name not in CLASSES]
+        if unknown or len(set(emotions)) < len(emotions):
+            raise ValueError(f"different ones of {', '.join(CLASSES)}")
+        return emotions
+
+    @model_validator(mode="after")
+    def _says_how_long(self) -> Self:
+        if (self.for_s is None) == (self.utterances is None):
+            raise ValueError("either for_s (seconds of speech) or utterances (how many in a row), not both")
+        return self
+
+    def rule(self) -> AlertRule:
+        """As the evaluation takes it."""
+        speech_ms = None if self.for_s is None else self.for_s * 1000.0
+        return AlertRule(
+            self.name, self.role, self.emotions, self.above, speech_ms, self.utterances, self.cooldown_s * 1000.0
+        )
+
+
+class AlertsConfig(_Section):
+    """Alerts: their rules, and where they go beside Redis and the client."""
+
+    rules: tuple[AlertRuleConfig, ...] = ()
+    webhook_url: str | None = None
+    """Gets every alert as an HTTP POST."""
+    webhook_secret: SecretStr | None = None
+    """Signs what is sent."""
+    webhook_timeout_s: float = Field(default=5.0, gt=0)
+    webhook_attempts: int = Field(default=6, gt=0)
+    webhook_queue: int = Field(default=256, gt=0)
+
+    @field_validator("rules")
+    @classmethod
+    def _have_names(cls, rules: tuple[AlertRuleConfig, ...]) -> tuple[AlertRuleConfig, ...]:
+        names = [rule.name for rule in rules]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"every rule needs a name of its own, {', '.join(twice)} is there twice")
+        return rules
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _a_url(cls, url: str | None) -> str | None:
+        if url is not None:
+            check_url(url)
+        return url
+
+    def webhook(self) -> WebhookSettings | None:
+        """As the webhook takes them; None where there is none."""
+        if self.webhook_url is None:
+            return None
+        secret = self.webhook_secret.get_secret_value() if self.webhook_secret else None
+        return WebhookSettings(
+            self.webhook_url, secret, self.webhook_timeout_s, self.webhook_attempts, self.webhook_queue
+        )
+
+
+class IceServerConfig(_Section):
+    """A STUN or TURN server."""
+
+    urls: tuple[Annotated[str, Field(pattern=_ICE_URL)], ...] = Field(min_length=1)
+    username: str | None = None
+    credential: SecretStr | None = None
+
+    @model_validator(mode="after")
+    def _turn_needs_a_user(self) -> Self:
+        relays = any(url.startswith("turn") for url in self.urls)
+        if relays and (self.username is None or self.credential is None):
+            raise ValueError("a turn: or turns: server needs username and credential")
+        return self
+
+
+class WebrtcConfig(_Section):
+    """WHIP; see docs/webrtc.md."""
+
+    ice_servers: tuple[IceServerConfig, ...] = ()
+    """Where we learn our own addresses behind a NAT, and where clients do."""
+    public_address: IPv4Address | None = None
+    """What clients reach us by, where a NAT maps it to this machine port by port."""
+    allowed_origins: tuple[Annotated[str, Field(pattern=_ORIGIN)], ...] = ()
+    """Of pages that are not ours."""
+
+    def rules(self) -> WhipRules:
+        """As the door takes them."""
+        servers = [
+            IceServer(s.urls, s.username, None if s.credential is None else s.credential.get_secret_value())
+            for s in self.ice_servers
+        ]
+        address = None if self.public_address is None else str(self.public_address)
+        return WhipRules(tuple(servers), address, self.allowed_origins)
 
 
 class Config(BaseSettings):
@@ -109,6 +283,9 @@ class Config(BaseSettings):
     limits: LimitsConfig = LimitsConfig()
     streams: StreamsConfig = StreamsConfig()
     models: ModelsConfig = ModelsConfig()
+    telephony: TelephonyConfig = TelephonyConfig()
+    alerts: AlertsConfig = AlertsConfig()
+    webrtc: WebrtcConfig = WebrtcConfig()
 
     @field_validator("ahead_silence_ms")
     @classmethod
@@ -164,7 +341,7 @@ class Config(BaseSettings):
         """As the engine takes them."""
         m = self.models
         batch = BatchSettings(m.max_batch_size, m.max_queue_delay_ms / 1000, m.max_queue_size, m.workers)
-        return EngineSettings(m.device, m.threads, batch, m.whisper_sources)
+        return EngineSettings(m.device, m.threads, batch, m.whisper_sources, m.trusted_keys)
 
 
 def load_config(path: Path | None, flags: dict[str, Any]) -> Config:
@@ -203,10 +380,23 @@ def _mistake(mistake: ErrorDetails, environment: dict[str, Any], given: dict[str
     """One line: the key, what is wrong, the value, and the variable that said it."""
     loc = tuple(map(str, mistake["loc"]))
     value = mistake["input"]
-    shown = f"{without_password(value) if loc == ('redis',) and isinstance(value, str) else value!r:.80}"
+    shown = (
+        "a secret"
+        if _secret(loc)
+        else f"{without_password(value) if loc == ('redis',) and isinstance(value, str) else value!r:.80}"
+    )
     from_environment = _holds(environment, loc) and not _holds(given, loc)
     source = f", from {', '.join(_variables(loc))}" if from_environment else ""
     return f"  {'.'.join(loc)}: {mistake['msg'].removeprefix('Value error, ')} (got {shown}{source})"
+
+
+def _secret(loc: tuple[str, ...]) -> bool:
+    """Whether what stands at `loc` may be a secret: a key that is misspelled holds one as well."""
+    if loc[0] == "alerts":
+        return len(loc) == 1 or loc[1] not in _SHOWN_ALERTS
+    if loc[0] == "webrtc":
+        return len(loc) == 1 or loc[1] not in ("public_address", "allowed_origins")
+    return loc[0] == "telephony" and loc != ("telephony", "public_url")
 
 
 def _holds(values: Any, loc: tuple[str, ...]) -> bool:
@@ -240,7 +430,7 @@ def _is_compound(variable: str) -> bool:
     section, _, key = variable.upper().removeprefix(_PREFIX).lower().partition(_DELIMITER)
     field = Config.model_fields.get(section)
     default = field.default if field else None
-    return isinstance(getattr(default, key, None) if key else default, BaseModel | tuple)
+    return isinstance(getattr(default, key, None) if key else default, BaseModel | tuple | dict)
 
 
 def _is_json(text: str) -> bool:

@@ -86,6 +86,12 @@ def show(console: Console, fields: Mapping[str, str]) -> None:
     elif kind == "call.started":
         # Without markup: roles are a client's own text.
         console.print(f"call {fields['call']} started: {fields['role']}", style="dim", markup=False, highlight=False)
+    elif kind == "alert":
+        at_s, score = float(fields["end_ms"]) / _MS_PER_S, float(fields["score"])
+        line = f"alert {fields['rule']}: {fields['role']} at {at_s:.1f} s, {score:.0%}"
+        console.print(line, style="bold red", markup=False, highlight=False)
+    elif kind == "call.deleted":
+        console.print(f"call {fields['call']} was deleted", style="dim", markup=False, highlight=False)
     elif kind == "gap":
         console.print("[yellow]gap: interim results were dropped[/yellow]")
     else:

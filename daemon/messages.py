@@ -6,6 +6,8 @@ Time is integer samples at 16 kHz since the stream began; `created_ms` is wall-c
 from dataclasses import dataclass, field
 from typing import Literal
 
+from daemon.calls.summary import CallSummary
+from model.adaptation import NO_HISTORY, History
 from model.audio import Samples
 from model.posteriors import Posteriors
 from model.transcript import Transcript
@@ -61,11 +63,22 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What the engine says about an utterance. `transcript` is None for interim results."""
+    """What the engine says about an utterance.
+
+    Attributes:
+        posteriors: of its emotions.
+        transcript: its words; None for interim results.
+        latency: where the time went.
+        history: of its channel, with this utterance in it.
+        adaptation: how far the channel was known before it: 0 for a channel's first utterance, towards 1 later; 0 too where
+            the bundle adapts to no channel.
+    """
 
     posteriors: Posteriors
     transcript: Transcript | None
     latency: Latency
+    history: History = NO_HISTORY
+    adaptation: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,4 +156,69 @@ class CallEvent:
         return f"{self.info.session}:{self.type}"
 
 
-Event = EmotionEvent | CallEvent
+@dataclass(frozen=True, slots=True)
+class AlertEvent:
+    """A rule that was met.
+
+    Attributes:
+        utterance: the one that met it.
+        rule: the rule's name.
+        emotions: whose probabilities it adds up.
+        above: what they had to reach, 0..1.
+        score: what they were in the streak, the mean weighted with time.
+        start: first sample of the streak.
+        speech_ms: speech of the streak.
+        utterances: results of the streak.
+    """
+
+    info: CallInfo
+    utterance: Utterance
+    rule: str
+    emotions: tuple[str, ...]
+    above: float
+    score: float
+    start: int
+    speech_ms: float
+    utterances: int
+    created_ms: int
+
+    @property
+    def type(self) -> Literal["alert"]:
+        """The event's type in Redis."""
+        return "alert"
+
+    @property
+    def event_id(self) -> str:
+        """Deterministic: a rule is met at most once by an utterance."""
+        return f"{self.info.session}:{self.utterance.channel}:{self.utterance.index}:alert:{self.rule}"
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryEvent:
+    """A call in numbers, when the last of its streams in this process has ended.
+
+    Attributes:
+        info: of the stream that ended last; its roles are those of the whole call.
+        summary: over all streams of the call in this process since the first of them began.
+        totals: the same.
+        reason: why the last stream ended.
+    """
+
+    info: CallInfo
+    summary: CallSummary
+    totals: Totals
+    reason: str
+    created_ms: int
+
+    @property
+    def type(self) -> Literal["call.summary"]:
+        """The event's type in Redis."""
+        return "call.summary"
+
+    @property
+    def event_id(self) -> str:
+        """Deterministic: a stream is the last one of its call at most once."""
+        return f"{self.info.session}:call.summary"
+
+
+Event = EmotionEvent | CallEvent | AlertEvent | SummaryEvent

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from daemon.messages import EmotionEvent
+from daemon.messages import AlertEvent, EmotionEvent
 
 _LATENCY_S = (0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
 STAGES = ("endpoint", "queue", "asr", "encoders", "fusion", "total")
@@ -18,6 +18,7 @@ class Metrics:
         accepted: streams accepted so far.
         refused: streams refused because the server was full.
         peer_errors: streams ended by a client's mistake, by code.
+        dashboard_dropped: dashboards that did not read what they were sent.
     """
 
     def __init__(self) -> None:
@@ -28,6 +29,13 @@ class Metrics:
         self.peer_errors = Counter(
             "medusa_peer_errors", "Streams ended by a client's mistake", ["code"], registry=self.registry
         )
+        self._webhook = Counter(
+            "medusa_webhook", "Alerts on their way to the webhook, by outcome", ["outcome"], registry=self.registry
+        )
+        self.dashboard_dropped = Counter(
+            "medusa_dashboard_dropped", "Dashboards dropped because they did not read", registry=self.registry
+        )
+        self._alerts = Counter("medusa_alerts", "Alerts raised", ["rule"], registry=self.registry)
         self._utterances = Counter("medusa_utterances", "Utterances scored", ["kind"], registry=self.registry)
         self._latency = Histogram(
             "medusa_stage_seconds",
@@ -43,6 +51,14 @@ class Metrics:
         if event.utterance.final:
             for stage in STAGES:
                 self._latency.labels(stage).observe(getattr(event.scores.latency, stage) / 1000.0)
+
+    def alerted(self, event: AlertEvent) -> None:
+        """Counts one alert. Rules are named by the configuration, so there are few."""
+        self._alerts.labels(event.rule).inc()
+
+    def webhooked(self, outcome: str) -> None:
+        """Counts what became of an alert, or of an attempt to deliver one, on its way to the webhook."""
+        self._webhook.labels(outcome).inc()
 
     def watch(self, name: str, help_text: str, value: Callable[[], float]) -> None:
         """A gauge that is read when it is asked for."""

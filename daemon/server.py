@@ -1,11 +1,13 @@
 """The composition root: the only place that knows which engine, sink and transports a daemon is made of."""
 
 import asyncio
+import base64
 import contextlib
 import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -13,28 +15,46 @@ from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
+from pydantic import SecretStr
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from threadpoolctl import threadpool_limits
 
 from daemon.batcher import Batcher
+from daemon.calls.alerts import AlertRules
+from daemon.calls.api import CallsApi
+from daemon.calls.board import running_board
+from daemon.calls.tracker import CallTracker
+from daemon.calls.webhook import running_webhook
 from daemon.config import EMBEDDED, Config
 from daemon.embedded import EmbeddedRedis
 from daemon.engine import Engine, load_models, running_engine
+from daemon.headers import SecurityHeaders
 from daemon.interfaces import Sink
 from daemon.listening import bound
-from daemon.messages import EmotionEvent, Event
+from daemon.messages import AlertEvent, EmotionEvent, Event
 from daemon.metrics import Metrics
-from daemon.pipeline import Services
+from daemon.pipeline import Notify, Services
+from daemon.request import StreamRequest
 from daemon.sinks.journal import check_directory
 from daemon.sinks.redis import RedisSink, StreamSettings
 from daemon.sinks.spool import Spool
-from daemon.streams import StreamRules, Streams
+from daemon.streams import Stream, StreamRules, Streams
+from daemon.transports.audiohook import AudioHookDialect
+from daemon.transports.audiohook_signature import AudioHookKeys
+from daemon.transports.deepgram import DeepgramDialect
+from daemon.transports.dialect import Dialect, Handshake
+from daemon.transports.hume import HumeDialect
 from daemon.transports.native import NativeDialect
+from daemon.transports.telnyx import TelnyxDialect
+from daemon.transports.twilio import TwilioAccess, TwilioDialect
 from daemon.transports.websocket import WebSocketDoor
+from daemon.transports.whip.resource import WhipDoor
+from model.segmenter import Endpointing
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +91,22 @@ class _CountingSink:
     def publish(self, event: Event) -> None:
         if isinstance(event, EmotionEvent):
             self._metrics.scored(event)
+        elif isinstance(event, AlertEvent):
+            self._metrics.alerted(event)
         self._sink.publish(event)
+
+
+class _Streams(Streams):
+    """Streams whose clients are told of their alerts."""
+
+    def __init__(self, rules: StreamRules, services: Services, metrics: Metrics, calls: CallTracker) -> None:
+        super().__init__(rules, services, metrics)
+        self._calls = calls
+
+    def open(self, request: StreamRequest, notify: Notify, endpointing: Endpointing | None = None) -> Stream:
+        stream = super().open(request, notify, endpointing)
+        self._calls.listen(stream.info.session, stream.notify)
+        return stream
 
 
 @asynccontextmanager
@@ -92,10 +127,14 @@ async def running_daemon(config: Config) -> AsyncIterator[Daemon]:
         await sink.start()
         engine = await stack.enter_async_context(running_engine(models, settings))
         compute = stack.enter_context(ThreadPoolExecutor(os.cpu_count() or 2, thread_name_prefix="vad"))
-        streams = Streams(_rules(config, engine), Services(engine, sink, compute), metrics)
+        deliver = await stack.enter_async_context(running_webhook(config.alerts.webhook(), metrics.webhooked))
+        calls = CallTracker(sink, _alert_rules(config, engine), deliver)
+        streams = _Streams(_rules(config, engine), Services(engine, calls, compute), metrics, calls)
+        board = await stack.enter_async_context(running_board(url, streams.drained, metrics.dashboard_dropped.inc))
         _watch(metrics, engine.asr)
         _watch(metrics, engine.emotion)
-        yield Daemon(_app(streams, sink, metrics, engine.bundle_id), streams, sink, url, engine.bundle_id)
+        app = _app(streams, sink, metrics, engine.bundle_id, [*_doors(streams, config), *CallsApi(board).routes()])
+        yield Daemon(app, streams, sink, url, engine.bundle_id)
 
 
 def _watch(metrics: Metrics, batcher: Batcher[Any, Any]) -> None:
@@ -119,6 +158,11 @@ def _redis_sink(config: Config, url: str) -> RedisSink:
     return RedisSink(url, spool=spool, settings=StreamSettings(maxlen=s.maxlen, call_ttl_s=s.call_ttl_s))
 
 
+def _alert_rules(config: Config, engine: Engine) -> AlertRules:
+    trained = engine.models.bundle.manifest.ensemble.trained_classes
+    return AlertRules((rule.rule() for rule in config.alerts.rules), trained)
+
+
 def _rules(config: Config, engine: Engine) -> StreamRules:
     ensemble = engine.models.bundle.manifest.ensemble
     return StreamRules(
@@ -136,7 +180,33 @@ def _rules(config: Config, engine: Engine) -> StreamRules:
     )
 
 
-def _app(streams: Streams, sink: Sink, metrics: Metrics, bundle_id: str) -> Starlette:
+def _doors(streams: Streams, config: Config) -> list[BaseRoute]:
+    """A WebSocket route per protocol, and WHIP."""
+    telephony = config.telephony
+    twilio = TwilioAccess(_plain(telephony.twilio_auth_token), telephony.public_url)
+    telnyx_token = _plain(telephony.telnyx_auth_token)
+    client_secrets = {
+        key: base64.b64decode(secret.get_secret_value()) for key, secret in telephony.audiohook_keys.items()
+    }
+    audiohook = AudioHookKeys(client_secrets, telephony.public_url, time.time)
+    dialects: dict[str, Callable[[Handshake], Dialect]] = {
+        "/v1/stream": NativeDialect,
+        "/v1/listen": lambda handshake: DeepgramDialect(handshake, streams.rules.endpointing),
+        "/v1/expression/audio/realtime": HumeDialect,
+        "/audiohook": lambda handshake: AudioHookDialect(handshake, audiohook, time.monotonic),
+        "/telnyx": lambda handshake: TelnyxDialect(handshake, telnyx_token),
+        "/twilio": lambda handshake: TwilioDialect(handshake, twilio),
+    }
+    # Starlette takes a callable object for a whole ASGI app, a method for an endpoint.
+    sockets = [WebSocketRoute(path, WebSocketDoor(streams, dialect).__call__) for path, dialect in dialects.items()]
+    return [*sockets, *WhipDoor(streams, config.webrtc.rules()).routes()]
+
+
+def _plain(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
+
+def _app(streams: Streams, sink: Sink, metrics: Metrics, bundle_id: str, doors: list[BaseRoute]) -> Starlette:
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "alive", "model": bundle_id})
 
@@ -150,16 +220,16 @@ def _app(streams: Streams, sink: Sink, metrics: Metrics, bundle_id: str) -> Star
     async def demo_call(_: Request) -> Response:
         return FileResponse(_DEMO_CALL, media_type="audio/flac")
 
-    native = WebSocketDoor(streams, NativeDialect)
     return Starlette(
+        middleware=[Middleware(SecurityHeaders)],
         routes=[
-            WebSocketRoute("/v1/stream", native.__call__),  # Starlette takes a callable object for a whole ASGI app
+            *doors,
             Route("/health", health),
             Route("/ready", ready),
             Route("/metrics", metrics_page),
             Route("/demo/call.flac", demo_call),
             Mount("/", StaticFiles(directory=_WEB, html=True)),
-        ]
+        ],
     )
 
 
@@ -225,7 +295,13 @@ async def _serve_on(
     return 0 if not left else 1
 
 
+def _no_denial(record: logging.LogRecord) -> bool:
+    """uvicorn takes a handshake that we answered with a status for one that we forgot, and a peer could fill logs with it."""
+    return "without completing handshake" not in record.getMessage()
+
+
 def _uvicorn_config(config: Config, app: Starlette) -> uvicorn.Config:
+    logging.getLogger("uvicorn.error").addFilter(_no_denial)
     return uvicorn.Config(
         app,
         host=config.host,

@@ -4,7 +4,20 @@ from typing import Literal
 
 import numpy as np
 
-from daemon.messages import CallEvent, CallInfo, EmotionEvent, Latency, Scores, Totals, Utterance
+from daemon.calls.said import UNSURE
+from daemon.calls.summary import CallSummary, RoleSummary
+from daemon.calls.trend import MEASURES, Trend, TurningPoint
+from daemon.messages import (
+    AlertEvent,
+    CallEvent,
+    CallInfo,
+    EmotionEvent,
+    Latency,
+    Scores,
+    SummaryEvent,
+    Totals,
+    Utterance,
+)
 from model.audio import MIN_UTTERANCE, POST_PAD
 from model.labels import CLASSES
 from model.posteriors import Posteriors
@@ -61,6 +74,44 @@ def make_emotion_event(
         utterance=make_utterance(index, interim, channel),
         scores=make_scores(top, None if interim else text),
         created_ms=CREATED_MS + index,
+    )
+
+
+def make_alert_event(*, info: CallInfo | None = None) -> AlertEvent:
+    """Three angry utterances of the customer in a row."""
+    return AlertEvent(
+        info=info or make_info(),
+        utterance=make_utterance(3),
+        rule="customer upset",
+        emotions=("angry", "disgust"),
+        above=0.6,
+        score=0.7,
+        start=2 * MIN_UTTERANCE,
+        speech_ms=1200.0,
+        utterances=3,
+        created_ms=CREATED_MS,
+    )
+
+
+def make_summary_event(*, attributes: bool = True) -> SummaryEvent:
+    """A customer who turned angry, and an agent who said nothing; `attributes` where the bundle knows them."""
+    known = Trend(3.5, -0.5, -0.75, -0.25)
+    turn = TurningPoint(30_000.0, "customer", "neutral", "angry", "valence", -1.5, 1.5)
+    shares = dict.fromkeys((*CLASSES, UNSURE), 0.0)
+    trends = {"arousal": known, "valence": known} if attributes else {"arousal": None, "valence": None}
+    customer = RoleSummary(
+        "customer",
+        20,
+        60_000.0,
+        1.0,
+        {**shares, "angry": 0.25, "neutral": 0.75},
+        {**trends, "negativity": Trend(0.5)},
+        (turn,),
+    )
+    agent = RoleSummary("agent", 0, 0.0, 0.0, shares, dict.fromkeys(MEASURES), ())
+    summary = CallSummary(1, 90_000.0, 1_500.5, 0.25, 2, 71.5, (customer, agent))
+    return SummaryEvent(
+        make_info(), summary, Totals(received_samples=1_440_000, finals=20), "client_closed", CREATED_MS
     )
 
 

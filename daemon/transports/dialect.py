@@ -6,7 +6,7 @@ state of one connection; `daemon.transports.websocket` runs it.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from daemon import wire
 from daemon.request import StreamRequest
@@ -16,6 +16,9 @@ from model.segmenter import Endpointing
 
 Frame = str | bytes
 """A text or a binary WebSocket message."""
+
+_SCHEMES: Final = ("token", "bearer")
+"""Of credentials in `Authorization`; browsers, which cannot set headers, offer them as a pair of subprotocols."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,33 @@ class Handshake:
     query: Mapping[str, str]
     headers: Mapping[str, str]
     subprotocols: Sequence[str]
+
+    @property
+    def credentials(self) -> str | None:
+        """The key or token that the client shows; None if it shows none."""
+        scheme, _, token = self.headers.get("authorization", "").partition(" ")
+        if scheme.lower() in _SCHEMES and token.strip():
+            return token.strip()
+        if key := self.headers.get("x-hume-api-key"):
+            return key
+        if len(self.subprotocols) == 2 and self.subprotocols[0].lower() in _SCHEMES:
+            return self.subprotocols[1]
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a connection is not accepted, as HTTP says it.
+
+    Attributes:
+        status: HTTP status code.
+        message: what was wrong, and what would be right; no secret.
+        delay_s: from the handshake to the answer, so that its time does not tell what was wrong.
+    """
+
+    status: int
+    message: str
+    delay_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +113,25 @@ class Dialect(Protocol):
     Attributes:
         subprotocol: which of the client's offers is taken, None for none.
         idle_timeout_s: how long a client may say nothing, None for the server's own limit.
+        client_closes: whether the connection is the client's to close, behind our last message.
     """
 
     subprotocol: str | None
     idle_timeout_s: float | None
+    client_closes: bool
+
+    def refusal(self) -> Refusal | None:
+        """What forbids the connection before it is accepted, None if nothing does."""
 
     def opening(self) -> Iterable[Command]:
-        """What the handshake alone asks for; its credentials are checked here.
+        """What the handshake alone asks for.
 
         Raises:
             PeerError: if it asks for what cannot be.
         """
 
     def receive(self, frame: Frame) -> Iterable[Command]:
-        """What a message asks for.
+        """What a message asks for. A generator's commands are carried out one by one, as it gives them.
 
         Raises:
             PeerError: if it breaks the protocol.
@@ -106,7 +141,7 @@ class Dialect(Protocol):
         """What is left of the audio when nothing more comes."""
 
     def render(self, message: wire.Message) -> Iterable[Frame]:
-        """One of our messages in the protocol's words; none where it has no word for it."""
+        """One of our messages in the protocol's words, in the order in which they are sent; raises nothing."""
 
-    def close_code(self, ending: Ending) -> int:
-        """The WebSocket close code for an end."""
+    def closing(self, ending: Ending) -> tuple[int, str]:
+        """The WebSocket close code for an end, and its reason of at most 123 bytes."""

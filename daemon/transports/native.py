@@ -16,7 +16,7 @@ from daemon.errors import PeerError
 from daemon.request import StreamRequest, parse_object, request_of_message, request_of_query
 from daemon.resample import AudioDecoder
 from daemon.streams import Ending
-from daemon.transports.dialect import Audio, Close, Command, Finalize, Frame, Handshake, Start
+from daemon.transports.dialect import Audio, Close, Command, Finalize, Frame, Handshake, Refusal, Start
 
 
 class NativeDialect:
@@ -24,10 +24,15 @@ class NativeDialect:
 
     subprotocol: str | None = None
     idle_timeout_s: float | None = None
+    client_closes = False
 
     def __init__(self, handshake: Handshake) -> None:
         self._query = handshake.query
         self._decoder: AudioDecoder | None = None
+
+    def refusal(self) -> Refusal | None:
+        """None: mistakes are told in the protocol's own words."""
+        return None
 
     def opening(self) -> Iterable[Command]:
         """The stream, where the query describes it."""
@@ -54,9 +59,9 @@ class NativeDialect:
         """As JSON."""
         return [json.dumps(message, separators=(",", ":"), ensure_ascii=False)]
 
-    def close_code(self, ending: Ending) -> int:
-        """Our own codes."""
-        return ending.code
+    def closing(self, ending: Ending) -> tuple[int, str]:
+        """Our own codes; the reason is in `session.closed`."""
+        return ending.code, ""
 
     def _start(self, request: StreamRequest) -> Command:
         self._decoder = AudioDecoder(request.encoding, request.sample_rate, request.channels)

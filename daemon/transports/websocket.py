@@ -5,13 +5,14 @@ import contextlib
 from collections.abc import Callable, Iterable, MutableMapping
 from typing import Any, Final
 
+from starlette.responses import PlainTextResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from daemon import wire
 from daemon.channel import Channel, Closed, Overflow
 from daemon.errors import CLOSE_OVERLOADED, CLOSE_POLICY, CLOSE_TOO_BIG, CapacityError, PeerError
 from daemon.streams import GOING_AWAY, GOODBYE_S, MODEL_FAILED, SERVER_ERROR, Ending, Stream, Streams, cancelled
-from daemon.transports.dialect import Audio, Close, Command, Dialect, Finalize, Frame, Handshake, Reply, Start
+from daemon.transports.dialect import Audio, Close, Command, Dialect, Finalize, Frame, Handshake, Refusal, Reply, Start
 
 _START_TIMEOUT_S: Final = 10.0
 _CLIENT_GONE: Final = Ending("client_gone")
@@ -33,7 +34,12 @@ class WebSocketDoor:
 
     async def __call__(self, websocket: WebSocket) -> None:
         """Serves one connection."""
+        arrived = asyncio.get_running_loop().time()
         dialect = self._dialect(_handshake(websocket))
+        if (refusal := dialect.refusal()) is not None:
+            self._streams.metrics.peer_errors.labels("refused").inc()
+            await _deny(websocket, refusal, arrived)
+            return
         await websocket.accept(dialect.subprotocol)
         with contextlib.ExitStack() as place:
             try:
@@ -52,7 +58,7 @@ class _Connection:
         self._streams = streams
         self._dialect = dialect
         self._stream: Stream | None = None
-        self._outbox: Channel[wire.Message | Reply] = Channel(streams.rules.outbox, Overflow.REJECT)
+        self._outbox: Channel[Frame] = Channel(streams.rules.outbox, Overflow.REJECT)
 
     async def serve(self) -> None:
         """Runs the connection to its end."""
@@ -111,7 +117,7 @@ class _Connection:
             if isinstance(command, Start):
                 self._stream = self._streams.open(command.request, self._notify, command.endpointing)
             elif isinstance(command, Reply):
-                self._outbox.offer(command)
+                self._outbox.offer(command.frame)
             elif isinstance(command, Close):
                 return Ending(command.reason)
             elif self._stream is None:
@@ -159,17 +165,29 @@ class _Connection:
         await self._outbox.close()
         await asyncio.wait({writer}, timeout=GOODBYE_S)
         await cancelled(writer)
-        await _close_quietly(self._websocket, self._dialect.close_code(ending))
+        if self._dialect.client_closes:
+            await self._hear_out()
+        await _close_quietly(self._websocket, *self._dialect.closing(ending))
+
+    async def _hear_out(self) -> None:
+        """Answers what the client still says, until it closes the connection itself."""
+        with contextlib.suppress(TimeoutError, WebSocketDisconnect, RuntimeError):
+            async with asyncio.timeout(GOODBYE_S):
+                while (message := await self._websocket.receive())["type"] != "websocket.disconnect":
+                    with contextlib.suppress(PeerError):  # what was under way when we said goodbye
+                        for command in self._dialect.receive(self._frame(message)):
+                            if isinstance(command, Reply):
+                                await _send(self._websocket, command.frame)
 
     def _notify(self, message: wire.Message) -> None:
-        self._outbox.offer(message)
+        """Puts a message into words now: a protocol that numbers them does so in the order in which they are sent."""
+        for frame in self._dialect.render(message):
+            self._outbox.offer(frame)
 
     async def _write(self) -> None:
         with contextlib.suppress(Closed, WebSocketDisconnect, RuntimeError):
             while True:
-                message = await self._outbox.get()
-                for frame in [message.frame] if isinstance(message, Reply) else self._dialect.render(message):
-                    await _send(self._websocket, frame)
+                await _send(self._websocket, await self._outbox.get())
 
 
 def _handshake(websocket: WebSocket) -> Handshake:
@@ -181,10 +199,16 @@ def _handshake(websocket: WebSocket) -> Handshake:
     )
 
 
+async def _deny(websocket: WebSocket, refusal: Refusal, arrived: float) -> None:
+    await asyncio.sleep(arrived + refusal.delay_s - asyncio.get_running_loop().time())
+    with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
+        await websocket.send_denial_response(PlainTextResponse(refusal.message + "\n", refusal.status))
+
+
 async def _refuse(websocket: WebSocket, dialect: Dialect, error: CapacityError) -> None:
     for frame in dialect.render(wire.error("overloaded", str(error)) | {"seq": 0}):
         await _send_quietly(websocket, frame)
-    await _close_quietly(websocket, dialect.close_code(Ending("overloaded", CLOSE_OVERLOADED)))
+    await _close_quietly(websocket, *dialect.closing(Ending("overloaded", CLOSE_OVERLOADED)))
 
 
 async def _send(websocket: WebSocket, frame: Frame) -> None:
@@ -196,7 +220,7 @@ async def _send_quietly(websocket: WebSocket, frame: Frame) -> None:
         await _send(websocket, frame)
 
 
-async def _close_quietly(websocket: WebSocket, code: int) -> None:
+async def _close_quietly(websocket: WebSocket, code: int, reason: str) -> None:
     if websocket.client_state is not WebSocketState.DISCONNECTED:
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):
-            await asyncio.wait_for(websocket.close(code), GOODBYE_S)
+            await asyncio.wait_for(websocket.close(code, reason), GOODBYE_S)

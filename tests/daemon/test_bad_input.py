@@ -22,6 +22,7 @@ from daemon.pipeline import Call, Services
 from daemon.session import Previews, Session
 from daemon.sinks.memory import MemorySink
 from daemon.wire import redis_fields
+from model.adaptation import NO_HISTORY, History
 from model.audio import MAX_UTTERANCE, SAMPLE_RATE_HZ, VAD_WINDOW
 from model.segmenter import Endpointing
 from tests.daemon.conftest import ASSETS, Message, Served, assert_same_results, finals, linear16_of, pieces, serving
@@ -349,7 +350,9 @@ class LengthScorer:
     def __init__(self) -> None:
         self.spans: list[tuple[int, int]] = []
 
-    async def score(self, info: CallInfo, utterance: Utterance, *, ahead: bool = False) -> Scores:
+    async def score(
+        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead: bool = False
+    ) -> Scores:
         assert len(utterance.audio) == utterance.end - utterance.start
         if utterance.final:
             self.spans.append((utterance.start, utterance.end))

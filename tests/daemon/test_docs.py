@@ -15,9 +15,17 @@ from daemon.config import DEFAULT_BUNDLE, Config
 from daemon.messages import CallEvent, EmotionEvent, Scores
 from daemon.sinks.redis import DEFAULT_STREAMS
 from daemon.sinks.spool import Fields, Spool
-from daemon.wire import redis_fields
+from daemon.wire import deletion_fields, redis_fields
 from model.posteriors import Posteriors
-from tests.factories import make_call_event, make_emotion_event, make_info, make_scores, make_utterance
+from tests.factories import (
+    make_alert_event,
+    make_call_event,
+    make_emotion_event,
+    make_info,
+    make_scores,
+    make_summary_event,
+    make_utterance,
+)
 
 ROOT: Final = Path(__file__).parents[2]
 CONFIGURATION: Final = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
@@ -26,6 +34,7 @@ TYPES: Final = {
     "text": r".*",
     "integer": r"\d+",
     "number": r"\d+(\.\d{1,6})?",
+    "signed": r"-?\d+(\.\d{1,6})?",
     "flag": r"[01]",
 }
 
@@ -101,6 +110,18 @@ def call_entries() -> list[Fields]:
     return [{re.sub("^meta_.*", "meta_*", name): value for name, value in entry.items()} for entry in entries]
 
 
+def summary_entries() -> list[Fields]:
+    """An entry per role of each summary: the fields of a role have its number."""
+    found = []
+    for event in (make_summary_event(), make_summary_event(attributes=False)):
+        fields = redis_fields(event)
+        for role in ("r0_", "r1_"):
+            other = {"r0_": "r1_", "r1_": "r0_"}[role]
+            mine = {name: value for name, value in fields.items() if not name.startswith(other)}
+            found.append({re.sub(f"^{role}", "r*_", name): value for name, value in mine.items()})
+    return found
+
+
 def gap_entries() -> list[Fields]:
     """A gap of one session, and one of many."""
     found = []
@@ -118,16 +139,29 @@ def gap_entries() -> list[Fields]:
 ENTRIES: Final = {
     "`emotion`, `emotion.interim`": emotion_entries(),
     "`call.started`, `call.ended`, `call.failed`": call_entries(),
+    "`alert`": [redis_fields(make_alert_event())],
+    "`call.summary`": summary_entries(),
     "`gap`": gap_entries(),
 }
 SECTIONS: Final = {section.partition("\n")[0]: rows(section) for section in EVENTS.split("\n## ")[1:] if rows(section)}
 
 
+DELETION: Final = deletion_fields("call-1", 1)
+
+
 def test_every_kind_of_event_has_its_section() -> None:
     assert set(SECTIONS) == {"Every entry", *ENTRIES}
+    assert f"\n## `{DELETION['type']}`\n" in EVENTS
     described = next(row for row in SECTIONS["Every entry"] if row[0] == "`type`")[-1]
-    assert set(re.findall(r"`(.*?)`", described)) == {
-        entry["type"] for entries in ENTRIES.values() for entry in entries
+    built = {entry["type"] for entries in ENTRIES.values() for entry in entries} | {DELETION["type"]}
+    assert set(re.findall(r"`(.*?)`", described)) == built
+
+
+def test_a_deletion_has_the_common_fields_alone() -> None:
+    common = {row[0].strip("`"): row for row in SECTIONS["Every entry"]}
+    assert set(DELETION) == set(common)
+    assert {name for name, value in DELETION.items() if value == ""} == {
+        name for name, row in common.items() if "`call.deleted`" in row[3]
     }
 
 

@@ -14,7 +14,13 @@ from daemon.messages import EmotionEvent, Event, Latency, Totals
 from model.audio import SAMPLE_RATE_HZ
 from model.labels import CLASSES
 from model.posteriors import Posteriors
-from tests.factories import make_call_event, make_emotion_event, make_info
+from tests.factories import (
+    make_alert_event,
+    make_call_event,
+    make_emotion_event,
+    make_info,
+    make_summary_event,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -40,6 +46,8 @@ MESSAGES: dict[str, wire.Message] = {
     "emotion_final": wire.emotion_message(FINAL),
     "emotion_interim": wire.emotion_message(INTERIM),
     "emotion_untrained": wire.emotion_message(UNTRAINED),
+    "alert": wire.alert_message(make_alert_event()),
+    "gap": wire.gap((0, 1), 12_800, 20_800, 1_600, "lost"),
     "warning": wire.warning("slow", "the client sends less audio than time goes by"),
     "error": wire.error("bad_frame", "a message of 3 bytes is no whole number of 2-byte frames (linear16, 1 channel)"),
     "session_closed": wire.session_closed(TOTALS, "client_closed"),
@@ -51,8 +59,15 @@ EVENTS: dict[str, Event] = {
     "redis_emotion": FINAL,
     "redis_emotion_interim": INTERIM,
     "redis_emotion_untrained": UNTRAINED,
+    "redis_alert": make_alert_event(),
+    "redis_call_summary": make_summary_event(),
+    "redis_call_summary_untrained": make_summary_event(attributes=False),
 }
-BUILT: dict[str, Any] = MESSAGES | {name: wire.redis_fields(event) for name, event in EVENTS.items()}
+BUILT: dict[str, Any] = {
+    **MESSAGES,
+    **{name: wire.redis_fields(event) for name, event in EVENTS.items()},
+    "redis_call_deleted": wire.deletion_fields("call-1", 1_700_000_000_000),
+}
 
 
 @pytest.mark.parametrize("name", BUILT)
@@ -76,7 +91,7 @@ PROMISED = (
 
 @pytest.mark.parametrize("event", [FINAL, INTERIM, UNTRAINED])
 def test_a_result_has_every_promised_field(event: EmotionEvent) -> None:
-    assert set(wire.redis_fields(event)) == {*PROMISED, "text_trusted"}
+    assert set(wire.redis_fields(event)) == {*PROMISED, "text_trusted", "adaptation"}
 
 
 @pytest.mark.parametrize("event", EVENTS.values())

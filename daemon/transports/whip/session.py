@@ -1,0 +1,191 @@
+"""One WHIP session: a peer connection's audio into one stream, from the answer to the last result."""
+
+import asyncio
+import contextlib
+from typing import Any, Final
+
+import av
+import numpy as np
+
+from daemon import wire
+from daemon.channel import Closed
+from daemon.errors import CLOSE_POLICY, PeerError
+from daemon.request import parse_object
+from daemon.streams import GOING_AWAY, MODEL_FAILED, SERVER_ERROR, Ending, Stream, Streams, cancelled
+from daemon.transports.whip.intake import Intake, Piece
+from daemon.transports.whip.peer import Peer
+from daemon.transports.whip.results import ResultLog
+from daemon.transports.whip.timeline import Gap, Gaps, Reason
+from model.audio import SAMPLE_RATE_HZ, VAD_WINDOW, Samples
+
+CLIENT_CLOSED: Final = Ending("client_closed")
+_CLIENT_GONE: Final = Ending("client_gone")
+CONNECT_S: Final = 20.0
+"""How long a session may hold its place without a connection."""
+_TICK_S: Final = 0.5
+_GRACE_S: Final = 2.0
+"""Frames may be this late before silence stands in for them: then speech that a client broke off can end."""
+_GAP_WINDOW: Final = SAMPLE_RATE_HZ
+_FAREWELL_S: Final = 2.0
+
+
+class WhipSession:
+    """Runs one session.
+
+    Args:
+        peer: connected, or about to be.
+        log: of the stream's messages.
+        stream: just opened.
+        streams: of the process.
+        held: what the session holds, its place among the streams and its peer; let go at its end.
+    """
+
+    def __init__(
+        self, peer: Peer, log: ResultLog, stream: Stream, streams: Streams, held: contextlib.AsyncExitStack
+    ) -> None:
+        self._peer = peer
+        self._log = log
+        self._stream = stream
+        self._streams = streams
+        self._holds = held
+        self._intake = Intake(len(stream.info.roles), streams.rules.idle_timeout_s)
+        self._gaps = Gaps(_GAP_WINDOW)
+        self._held: list[list[Samples]] = []
+        self._asked: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        self._finalize = False
+        self._spoke_at = asyncio.get_running_loop().time()
+        self._fed_at: float | None = None
+        self._counted_dropped = 0
+        peer.heard = self._hear
+
+    def end(self, ending: Ending = CLIENT_CLOSED) -> None:
+        """Ends the session; what came before is scored."""
+        if not self._asked.done():
+            self._asked.set_result(ending)
+
+    def _hear(self, text: str) -> None:
+        """Takes a message that the client sent over a data channel: the control messages of the native protocol."""
+        self._spoke_at = asyncio.get_running_loop().time()
+        try:
+            kind = parse_object(text).get("type")
+            if kind == "finalize":
+                self._finalize = True
+            elif kind == "close":
+                self.end()
+            elif kind != "keep_alive":
+                raise PeerError(
+                    "bad_type", f"message type {kind!r:.80} is not known; there are keep_alive, finalize and close"
+                )
+        except PeerError as error:
+            self.end(Ending.of(error))
+
+    async def run(self) -> None:
+        """From the answer to the end."""
+        ending = SERVER_ERROR
+        try:
+            ending = await self._serve()
+        finally:
+            await asyncio.shield(self._finish(ending))
+
+    async def _serve(self) -> Ending:
+        feeding = asyncio.create_task(self._feed(), name="feeding")
+        draining = asyncio.create_task(self._streams.drained())
+        scoring = self._stream.scoring
+        try:
+            watched: set[asyncio.Future[Any]] = {feeding, draining, scoring, self._asked}
+            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            if feeding.done():
+                return feeding.result()
+            if scoring.done():
+                return MODEL_FAILED
+            ending = self._asked.result() if self._asked.done() else GOING_AWAY
+            await self._peer.stop_media()
+            await asyncio.wait({feeding, scoring}, return_when=asyncio.FIRST_COMPLETED)
+            if feeding.done():
+                feeding.result()
+            return ending
+        finally:
+            await cancelled(draining)
+            await cancelled(feeding)
+
+    async def _feed(self) -> Ending:
+        """Hands on audio until no more comes, and says why."""
+        ending = await self._listen()
+        await self._take(self._intake.flush())
+        await self._hand_over()
+        self._tell(self._gaps.finish())
+        return ending
+
+    async def _listen(self) -> Ending:
+        while True:
+            if self._finalize:
+                self._finalize = False
+                await self._hand_over()
+                await self._stream.finalize()
+            try:
+                frame = await asyncio.wait_for(self._peer.frames.get(), _TICK_S)
+            except TimeoutError:
+                idle = await self._wait_on()
+                if idle is not None:
+                    return Ending.of(idle)
+                continue
+            except Closed:
+                return _CLIENT_GONE if self._peer.failed else CLIENT_CLOSED
+            reason = self._reason(frame)
+            self._fed_at = asyncio.get_running_loop().time()
+            for piece in self._intake.push(frame, self._fed_at):
+                await self._take(piece, reason)
+            self._tell(self._gaps.passed(self._intake.position))
+
+    async def _wait_on(self) -> PeerError | None:
+        """No frame for a while: silence stands in, or the client is given up."""
+        now = asyncio.get_running_loop().time()
+        limit = self._streams.rules.idle_timeout_s
+        if not self._peer.connected:
+            limit = min(limit, CONNECT_S)
+        if now - max(self._peer.heard_at, self._spoke_at) > limit:
+            return PeerError("idle", f"no audio for {limit:g} s", CLOSE_POLICY)
+        if self._fed_at is not None and (missing := now - self._fed_at - _GRACE_S) > 0:
+            self._fed_at += missing
+            for piece in self._intake.pause(missing):
+                await self._take(piece, "paused")
+            self._tell(self._gaps.passed(self._intake.position))
+        return None
+
+    def _reason(self, frame: av.AudioFrame) -> Reason:
+        """Why audio is missing before a frame, if it is."""
+        lost, dropped = self._peer.lost_before(frame), self._peer.frames.dropped
+        reason: Reason = "lost" if lost else "paused"
+        if dropped > self._counted_dropped:
+            self._counted_dropped, reason = dropped, "dropped"
+        return reason
+
+    async def _take(self, piece: Piece, reason: Reason = "paused") -> None:
+        if piece.hole is not None:
+            self._tell(self._gaps.add(*piece.hole, reason))
+        self._held.append(piece.channels)
+        if sum(len(channels[0]) for channels in self._held) >= VAD_WINDOW:
+            await self._hand_over()
+
+    async def _hand_over(self) -> None:
+        """A speech window at a time: less would only cost."""
+        held, self._held = self._held, []
+        if held:
+            await self._stream.feed([np.concatenate(parts) for parts in zip(*held, strict=True)])
+
+    def _tell(self, gaps: list[Gap]) -> None:
+        channels = range(len(self._stream.info.roles))
+        for gap in gaps:
+            self._stream.notify(wire.gap(channels, gap.start, gap.end, gap.missing, gap.reason))
+
+    async def _finish(self, ending: Ending) -> None:
+        """Lets the stream finish, tells the rest, frees everything."""
+        try:
+            if ending.error is not None:
+                self._streams.metrics.peer_errors.labels(ending.error.code).inc()
+            await self._stream.finish(ending)
+            self._log.close()
+            await self._peer.goodbye(_FAREWELL_S)
+        finally:
+            self._log.close()
+            await self._holds.aclose()

@@ -1,0 +1,558 @@
+"""WHIP against a whole daemon: a real peer connection at the other end, and plain HTTP for all that a client may do wrong."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import pytest_asyncio
+from aiortc import RTCPeerConnection
+from aiortc.codecs.opus import OpusDecoder, OpusEncoder
+from aiortc.jitterbuffer import JitterFrame
+from redis.asyncio import Redis
+
+from daemon.sinks.redis import DEFAULT_STREAMS
+from daemon.transports.whip.reorder import DEPTH
+from daemon.transports.whip.resource import MAX_BODY_BYTES
+from tests.daemon.conftest import (
+    ASSETS,
+    CALL,
+    Message,
+    Served,
+    assert_same_results,
+    finals,
+    linear16_of,
+    of_type,
+    pieces,
+    serving,
+)
+from tests.daemon.transports.test_whip_sdp import BROWSER, FRAGMENT
+from tests.daemon.transports.whip_client import (
+    FRAGMENT as FRAGMENT_TYPE,
+)
+from tests.daemon.transports.whip_client import (
+    PACKET,
+    RATE_HZ,
+    SDP,
+    Hop,
+    Sound,
+    SoundTrack,
+    http_call,
+    needs_network,
+    server_sent_events,
+    sound_of,
+    whip,
+)
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), needs_network]
+
+HELLO = ASSETS / "hello_3s.flac"
+TWO = ASSETS / "two_sentences.flac"
+HELD_MS = (DEPTH + 1) * 20
+"""What may be on the way, or wait for a lost packet, when a session is closed."""
+
+
+def through_opus(sound: Sound) -> bytes:
+    """A sound as the other end of a peer connection decodes it, `linear16` at 48 kHz."""
+    encoder, decoder, decoded = OpusEncoder(), OpusDecoder(), []
+    for first in range(0, len(sound), PACKET):
+        block = sound[first : first + PACKET]
+        block = np.concatenate([block, np.zeros((PACKET - len(block), 2), np.int16)])
+        frame = av.AudioFrame.from_ndarray(block.reshape(1, -1), format="s16", layout="stereo")
+        frame.sample_rate, frame.pts = RATE_HZ, first
+        frame.time_base = encoder.codec.time_base
+        payloads, timestamp = encoder.encode(frame)
+        for payload in payloads:
+            decoded += decoder.decode(JitterFrame(payload, timestamp))
+    return b"".join(frame.to_ndarray().tobytes() for frame in decoded)  # type: ignore[attr-defined]  # audio frames
+
+
+async def sent(session: Any, track: SoundTrack) -> list[Message]:
+    """Every message, once the whole track has been sent and what is on the way has come."""
+    await asyncio.wait_for(track.ended.wait(), 60)
+    await asyncio.sleep(0.3)
+    told: list[Message] = await session.close()
+    return told
+
+
+async def test_the_same_results_as_the_same_opus_audio_over_a_websocket(served: Served) -> None:
+    """The codec costs what it costs; the door costs nothing."""
+    sound = sound_of(TWO)
+    parameters = {"encoding": "linear16", "sample_rate": RATE_HZ, "channels": 2, "interim_ms": 0}
+    wanted = await served.stream(pieces(through_opus(sound), 7680), **parameters)
+    track = SoundTrack(sound)
+    async with whip(served.port, track, "?call_id=same&interim_ms=0", stereo=True) as session:
+        assert session.answer.status == 201
+        told = await sent(session, track)
+    assert_same_results(finals(told), finals(wanted))
+    assert [message["seq"] for message in told] == list(range(len(told)))
+    assert told[0]["roles"] == ["customer", "agent"]
+    assert of_type(told, "gap") == []
+    received_ms = told[-1]["totals"]["received_ms"]
+    assert received_ms == pytest.approx(1000 * len(sound) / RATE_HZ, abs=20)
+    *_, ended = await served.events("same")
+    assert (ended["type"], ended["reason"]) == ("call.ended", "client_closed")
+
+
+async def test_a_stereo_call_keeps_its_two_people_apart(served: Served) -> None:
+    """Against the uncompressed call: the same people speak at the same times, mostly in the same mood."""
+    plain = finals(await served.stream(pieces(linear16_of(CALL), 32_000), channels=2, interim_ms=0))
+    track = SoundTrack(sound_of(CALL), speed=2.0)
+    async with whip(served.port, track, "?roles=customer,agent&interim_ms=0", stereo=True) as session:
+        assert "stereo=1;sprop-stereo=1" in session.answer.text
+        got = finals(await sent(session, track))
+    assert [(message["channel"], message["role"]) for message in got] == [
+        (message["channel"], message["role"]) for message in plain
+    ]
+    for one, other in zip(got, plain, strict=True):
+        assert one["start_ms"] == pytest.approx(other["start_ms"], abs=100)
+        assert one["end_ms"] == pytest.approx(other["end_ms"], abs=100)
+    same = sum(one["top"] == other["top"] for one, other in zip(got, plain, strict=True))
+    assert same > len(plain) / 2
+
+
+@pytest.mark.parametrize(
+    ("query", "stereo", "roles", "told"),
+    [
+        ("", False, ["customer"], False),
+        ("?roles=caller", False, ["caller"], False),
+        ("?channels=2", False, ["customer", "agent"], True),
+        ("?roles=a,b", False, ["a", "b"], True),
+        ("", True, ["customer", "agent"], True),
+        ("?channels=1", True, ["customer"], False),
+    ],
+)
+async def test_channels_are_those_of_the_query_else_of_the_offer(
+    served: Served, query: str, stereo: bool, roles: list[str], told: bool
+) -> None:
+    track = SoundTrack(np.zeros((PACKET, 2), np.int16))
+    async with whip(served.port, track, query, stereo=stereo) as session:
+        assert ("a=fmtp:96 minptime=10;useinbandfec=1;stereo=1;sprop-stereo=1\r\n" in session.answer.text) == told
+        assert "a=recvonly\r\n" in session.answer.text
+        assert "a=candidate:" in session.answer.text
+        assert "a=end-of-candidates\r\n" in session.answer.text
+        await session.connected()
+        messages = await session.close()
+    assert messages[0]["roles"] == roles
+
+
+async def test_lost_packets_become_silence_and_are_told(served: Served) -> None:
+    """Every tenth one: times and totals stay, and the gaps are as long as what was lost."""
+    sound = sound_of(TWO)
+    track = SoundTrack(sound)
+    async with whip(served.port, track, "?interim_ms=0") as session:
+        hop = Hop(session.pc, lambda number: number % 10 == 9)
+        told = await sent(session, track)
+    plain = finals(await served.stream(pieces(linear16_of(TWO)), interim_ms=0))
+    got, gaps = finals(told), of_type(told, "gap")
+    assert len(got) == len(plain)
+    for one, other in zip(got, plain, strict=True):
+        assert one["start_ms"] == pytest.approx(other["start_ms"], abs=150)
+        assert one["end_ms"] == pytest.approx(other["end_ms"], abs=150)
+    received_ms = told[-1]["totals"]["received_ms"]
+    assert -20 <= 1000 * len(sound) / RATE_HZ - received_ms <= HELD_MS + 20
+    assert hop.lost > 30
+    assert {gap["reason"] for gap in gaps} == {"lost"}
+    assert len(gaps) < hop.lost / 3, "told once a second, not with every packet"
+    missing_ms = sum(gap["duration_ms"] for gap in gaps)
+    assert 20 * (hop.lost - 1) <= missing_ms <= 20 * hop.lost
+    assert all(gap["channels"] == [0] and gap["start_ms"] < gap["end_ms"] for gap in gaps)
+
+
+async def test_what_a_sender_leaves_out_becomes_silence(served: Served) -> None:
+    """DTX: no packet between the two sentences, sequence numbers without a hole."""
+    sound = sound_of(TWO)
+    pause = range(3700 // 20, 4300 // 20)
+    track = SoundTrack(sound)
+    async with whip(served.port, track, "?interim_ms=0") as session:
+        hop = Hop(session.pc, lambda number: number in pause, unsent=True)
+        told = await sent(session, track)
+    plain = finals(await served.stream(pieces(linear16_of(TWO)), interim_ms=0))
+    for one, other in zip(finals(told), plain, strict=True):
+        assert one["start_ms"] == pytest.approx(other["start_ms"], abs=100)
+        assert one["end_ms"] == pytest.approx(other["end_ms"], abs=100)
+    (gap,) = of_type(told, "gap")
+    assert (gap["reason"], gap["duration_ms"]) == ("paused", 20.0 * hop.lost)
+    assert gap["start_ms"] == pytest.approx(3700, abs=25)
+    assert told[-1]["totals"]["received_ms"] == pytest.approx(1000 * len(sound) / RATE_HZ, abs=20)
+
+
+async def test_speech_that_breaks_off_ends_without_another_packet(served: Served) -> None:
+    """The sender stops in the middle of a sentence and says nothing any more: the sentence is scored all the same."""
+    track = SoundTrack(sound_of(HELLO)[: 2 * RATE_HZ])
+    async with whip(served.port, track, "?interim_ms=0") as session:
+        await session.until(finals)
+        assert not session.closed
+        told = await session.close()
+    (final,) = finals(told)
+    assert 1500 < final["end_ms"] <= 2200
+    assert {gap["reason"] for gap in of_type(told, "gap")} == {"paused"}
+
+
+async def test_control_messages_over_the_data_channel(served: Served) -> None:
+    track = SoundTrack(np.concatenate([sound_of(HELLO), np.zeros((20 * RATE_HZ, 2), np.int16)]))
+    async with whip(served.port, track, "?interim_ms=0") as session:
+        await session.until(lambda told: of_type(told, "speech.started"))
+        await asyncio.sleep(0.5)
+        session.say("keep_alive")
+        session.say("finalize")
+        await session.until(finals)
+        session.say("applause")
+        await session.until(lambda told: session.closed)
+    *_, error, closed = session.told
+    assert (error["type"], error["code"], closed["reason"]) == ("error", "bad_type", "bad_type")
+
+
+async def test_results_as_server_sent_events_and_again_from_any_place(served: Served) -> None:
+    track = SoundTrack(sound_of(HELLO))
+    async with whip(served.port, track, "?interim_ms=500&call_id=sse", data_channel=False) as session:
+        links = re.findall(r'<([^>]+)>; rel="urn:medusa:events"', session.answer.headers["link"])
+        assert links == [f"{session.location}/events"]
+        reading = asyncio.create_task(server_sent_events(served.port, links[0]))
+        await asyncio.wait_for(track.ended.wait(), 30)
+        await asyncio.sleep(0.3)
+        assert (await session.delete()).status == 200
+        events = await asyncio.wait_for(reading, 30)
+    assert [seq for seq, _ in events] == list(range(len(events)))
+    assert all(message["seq"] == seq for seq, message in events)
+    messages = [message for _, message in events]
+    assert messages[0]["type"] == "session.created"
+    assert "order" in finals(messages)[0]["text"]
+    assert (messages[-1]["type"], messages[-1]["reason"]) == ("session.closed", "client_closed")
+    again = await server_sent_events(served.port, links[0], last_event_id="1")
+    assert again == events[2:], "after the end, for a while"
+    assert (await session.delete()).status == 404
+    for method in ("PATCH", "DELETE"):
+        answer = await http_call(served.port, method, session.location, FRAGMENT, content_type=FRAGMENT_TYPE)
+        assert answer.status == 404
+
+
+async def test_video_is_refused_and_audio_taken(served: Served) -> None:
+    answer = await http_call(served.port, "POST", "/whip", BROWSER, content_type=SDP)
+    assert answer.status == 201
+    lines = [line for line in answer.text.splitlines() if line.startswith("m=")]
+    assert [line.split()[0] for line in lines] == ["m=audio", "m=video", "m=application"]
+    assert [line.split()[1] == "0" for line in lines] == [False, True, False]
+    assert "a=fmtp:111 minptime=10;useinbandfec=1\r\n" in answer.text
+    assert (await http_call(served.port, "DELETE", answer.headers["location"])).status == 200
+
+
+async def test_what_an_answer_says(served: Served) -> None:
+    answer = await http_call(served.port, "POST", "/whip", BROWSER, content_type=f"{SDP}; charset=utf-8")
+    assert (answer.status, answer.headers["content-type"]) == (201, SDP)
+    assert re.fullmatch(r"/whip/[\w-]{24}", answer.headers["location"])
+    assert re.fullmatch(r'"\w+"', answer.headers["etag"])
+    assert answer.headers["access-control-expose-headers"] == "Location, ETag, Link"
+    await http_call(served.port, "DELETE", answer.headers["location"])
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        *[(method, "/whip", "POST, OPTIONS") for method in ("GET", "HEAD", "PUT", "PATCH", "DELETE")],
+        *[(method, "/whip/abc", "PATCH, DELETE, OPTIONS") for method in ("GET", "HEAD", "PUT", "POST")],
+        *[(method, "/whip/abc/events", "GET, OPTIONS") for method in ("POST", "PUT", "DELETE")],
+    ],
+)
+async def test_other_methods_are_not_for_these_resources(served: Served, method: str, path: str, allowed: str) -> None:
+    answer = await http_call(served.port, method, path)
+    assert (answer.status, answer.headers["allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize("path", ["/whip", "/whip/abc"])
+async def test_options(served: Served, path: str) -> None:
+    answer = await http_call(served.port, "OPTIONS", path)
+    assert answer.status == 200
+    assert answer.headers.get("accept-post") == (SDP if path == "/whip" else None)
+    assert answer.headers.get("accept-patch") == (None if path == "/whip" else FRAGMENT_TYPE)
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "query", "status", "code"),
+    [
+        (BROWSER, "application/json", "", 415, "bad_content_type"),
+        (BROWSER, "", "", 415, "bad_content_type"),
+        ("hello", SDP, "", 400, "bad_sdp"),
+        (b"\xff\xfe", SDP, "", 400, "bad_sdp"),
+        (BROWSER.replace("opus", "pcm"), SDP, "", 422, "unsupported_offer"),
+        (BROWSER.replace("m=video", "m=audio"), SDP, "", 422, "unsupported_offer"),
+        ("a=" + "x" * MAX_BODY_BYTES, SDP, "", 413, "too_big"),
+        (BROWSER, SDP, "?sample_rate=8000", 400, "bad_request"),
+        (BROWSER, SDP, "?language=xx", 400, "bad_language"),
+        (BROWSER, SDP, "?channels=3", 400, "bad_channels"),
+        (BROWSER, SDP, "?channels=2&roles=customer", 400, "bad_roles"),
+        (BROWSER, SDP, "?metadata=x", 400, "bad_json"),
+        (BROWSER, SDP, "?colour=red", 400, "bad_request"),
+    ],
+)
+async def test_what_cannot_be_taken_is_refused_with_its_reason(
+    served: Served, body: str | bytes, content_type: str, query: str, status: int, code: str
+) -> None:
+    begun = await calls_begun(served)
+    answer = await http_call(served.port, "POST", f"/whip{query}", body, content_type=content_type)
+    assert (answer.status, answer.headers["content-type"]) == (status, "application/json")
+    assert f'"code":"{code}"' in answer.text
+    assert await calls_begun(served) == begun
+
+
+async def calls_begun(served: Served) -> int:
+    """How many calls Redis has ever seen the begin of."""
+    client = Redis.from_url(served.daemon.redis_url, decode_responses=True)
+    try:
+        entries: Any = await client.xrange(DEFAULT_STREAMS.events_key)
+    finally:
+        await client.aclose()
+    return sum(fields["type"] == "call.started" for _, fields in entries)
+
+
+async def test_bombs_do_not_hold_up_others(served: Served) -> None:
+    head = BROWSER.partition("m=")[0]
+    bombs = [
+        head + "m=audio 9 UDP/TLS/RTP/SAVPF 111\r\n" * 1800,
+        BROWSER + "a=candidate:1 1 udp 1 ::1 1 typ host\r\n" * 1200,
+    ]
+    begun = time.perf_counter()
+    answers = await asyncio.gather(
+        *(http_call(served.port, "POST", "/whip", bomb, content_type=SDP) for bomb in bombs * 10)
+    )
+    assert time.perf_counter() - begun < 10
+    assert {answer.status for answer in answers} <= {400, 413}
+
+
+async def test_trickled_candidates(served: Served) -> None:
+    """The offer holds no address; they come one by one, and the connection stands."""
+    track = SoundTrack(np.zeros((3 * RATE_HZ, 2), np.int16))
+    pc = RTCPeerConnection()
+    try:
+        pc.addTransceiver(track, direction="sendonly")
+        await pc.setLocalDescription(await pc.createOffer())
+        offer = pc.localDescription.sdp
+        candidates = re.findall(r"^a=candidate:.*\r\n", offer, re.MULTILINE)
+        bare = re.sub(r"^a=(candidate:.*|end-of-candidates)\r\n", "", offer, flags=re.MULTILINE)
+        answer = await http_call(served.port, "POST", "/whip", bare, content_type=SDP)
+        here, etag = answer.headers["location"], answer.headers["etag"]
+        fragment = "m=audio 9 UDP/TLS/RTP/SAVPF 0\r\na=mid:0\r\n{}"
+
+        async def patch(body: str, content_type: str = FRAGMENT_TYPE, **headers: str) -> int:
+            answer = await http_call(served.port, "PATCH", here, body, content_type=content_type, **headers)
+            return answer.status
+
+        assert await patch(fragment.format(candidates[0])) == 428
+        assert await patch(fragment.format(candidates[0]), if_match='"old"') == 412
+        assert await patch(fragment.format(candidates[0]), SDP, if_match=etag) == 415
+        assert await patch("hello", if_match=etag) == 400
+        assert await patch("", if_match=etag) == 400
+        many = "".join(f"a=candidate:1 1 udp 1 192.0.2.1 {port} typ host\r\n" for port in range(1, 60))
+        assert await patch(fragment.format(many), if_match=etag) == 204
+        assert await patch(fragment.format(many.replace("192.0.2.1", "192.0.2.9")), if_match=etag) == 422
+        assert await patch("a=end-of-candidates\r\n" + fragment.format(candidates[0]), if_match=f'"x", {etag}') == 204
+        assert await patch(FRAGMENT, if_match=etag.replace('"', 'W/"', 1)) == 412
+        assert (await http_call(served.port, "DELETE", here)).status == 200
+    finally:
+        await pc.close()
+
+
+async def test_an_ice_restart_goes_on_with_the_same_call(served: Served) -> None:
+    """The client takes new credentials in the middle of a sentence and checks our addresses again."""
+    track = SoundTrack(sound_of(TWO))
+    async with whip(served.port, track, "?interim_ms=0") as session:
+        await session.connected()
+        await asyncio.sleep(1.5)
+        connection = session.pc.getSenders()[0].transport.transport._connection
+        connection._local_username, connection._local_password = "newname", "newpassword0123456789ab"
+        fragment = FRAGMENT.replace("EsAw", "newname").replace("P2uYro0UCOQ4zxjKXaWCBui1", "newpassword0123456789ab")
+        answer = await http_call(
+            served.port, "PATCH", session.location, fragment, content_type=FRAGMENT_TYPE, if_match="*"
+        )
+        assert (answer.status, answer.headers["content-type"]) == (200, FRAGMENT_TYPE)
+        assert answer.headers["etag"] != session.answer.headers["etag"]
+        assert "a=candidate:" in answer.text
+        said = dict(re.findall(r"^a=ice-(ufrag|pwd):(.*)\r\n", answer.text, re.MULTILINE))
+        assert f"a=ice-ufrag:{said['ufrag']}\r\n" not in session.answer.text
+        connection.remote_username, connection.remote_password = said["ufrag"], said["pwd"]
+        pair = next(iter(connection._nominated.values()))
+        pair.nominated = False
+        await asyncio.wait_for(connection.check_start(pair), 10)
+        assert pair.nominated, "our checks are answered under the new credentials"
+        stale = await http_call(
+            served.port,
+            "PATCH",
+            session.location,
+            "a=end-of-candidates\r\n",
+            content_type=FRAGMENT_TYPE,
+            if_match=session.answer.headers["etag"],
+        )
+        assert stale.status == 412
+        told = await sent(session, track)
+    assert len(finals(told)) == 2
+    assert of_type(told, "gap") == []
+
+
+async def test_a_client_that_hangs_up_frees_its_place(served: Served) -> None:
+    track = SoundTrack(sound_of(HELLO))
+    async with whip(served.port, track, "?call_id=hangup&interim_ms=0") as session:
+        await session.connected()
+        await asyncio.sleep(2.5)
+    *_, final, ended = await served.events("hangup")
+    assert (final["type"], ended["type"], ended["reason"]) == ("emotion", "call.ended", "client_closed")
+    await until_free(served)
+
+
+async def until_free(served: Served) -> None:
+    async with asyncio.timeout(20):
+        while "\nmedusa_streams 0.0\n" not in (await served.get("/metrics"))[1]:  # noqa: ASYNC110  # over HTTP
+            await asyncio.sleep(0.05)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def small(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+    """A daemon with room for one stream, and little patience."""
+    limits = {"idle_timeout_s": 4.0, "max_streams": 1}
+    async with serving(tmp_path_factory.mktemp("spool"), limits=limits) as running:
+        yield running
+
+
+async def test_a_peer_that_never_connects_is_given_up(small: Served) -> None:
+    offer = BROWSER.replace("192.0.2.1", "192.0.2.200")
+    answer = await http_call(small.port, "POST", "/whip?call_id=never", offer, content_type=SDP)
+    assert answer.status == 201
+    ended = (await small.events("never"))[-1]
+    assert (ended["type"], ended["reason"]) == ("call.ended", "idle")
+    await until_free(small)
+
+
+@pytest.mark.parametrize("vanishes", [False, True])
+async def test_a_dead_peer_is_given_up(small: Served, vanishes: bool) -> None:
+    """One that sends nothing any more, or is gone without a word; what it had said is scored."""
+    track, call = SoundTrack(sound_of(HELLO)), f"dead-{vanishes}"
+    async with whip(small.port, track, f"?call_id={call}&interim_ms=0", data_channel=False) as session:
+        if vanishes:
+            await session.connected()
+            await asyncio.sleep(2.5)
+            for protocol in session.pc.getSenders()[0].transport.transport._connection._protocols:
+                protocol.transport.abort()
+        _, emotion, ended = await small.events(call)
+    assert (emotion["type"], ended["type"], ended["reason"]) == ("emotion", "call.ended", "idle")
+    await until_free(small)
+
+
+async def test_a_full_server_says_when_to_come_back(small: Served) -> None:
+    first = await http_call(small.port, "POST", "/whip", BROWSER, content_type=SDP)
+    second = await http_call(small.port, "POST", "/whip", BROWSER, content_type=SDP)
+    assert (first.status, second.status) == (201, 503)
+    assert second.headers["retry-after"].isdigit()
+    assert '"code":"overloaded"' in second.text
+    assert (await http_call(small.port, "DELETE", first.headers["location"])).status == 200
+    await until_free(small)
+    third = await http_call(small.port, "POST", "/whip", BROWSER, content_type=SDP)
+    assert third.status == 201
+    await http_call(small.port, "DELETE", third.headers["location"])
+    await until_free(small)
+
+
+async def test_a_shutdown_finishes_sessions(tmp_path: Path) -> None:
+    track = SoundTrack(np.concatenate([sound_of(HELLO), np.zeros((60 * RATE_HZ, 2), np.int16)]))
+    async with serving(tmp_path / "spool") as served:
+        context = whip(served.port, track, "?call_id=drained&interim_ms=0")
+        session = await context.__aenter__()
+        await session.connected()
+        await asyncio.sleep(2.0)
+        reading = asyncio.create_task(server_sent_events(served.port, f"{session.location}/events"))
+        await asyncio.sleep(0.2)
+    try:
+        events = await asyncio.wait_for(reading, 10)
+        messages = [message for _, message in events]
+        assert messages[-1]["reason"] == "going_away"
+        assert len(finals(messages)) == 1
+        assert session.closed
+        assert session.told == messages
+    finally:
+        await context.__aexit__(None, None, None)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def origins(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
+    """A daemon behind a NAT, with a TURN server and a page elsewhere."""
+    webrtc = {
+        "allowed_origins": ("https://calls.example.org",),
+        "public_address": "203.0.113.9",
+        "ice_servers": ({"urls": ("turn:127.0.0.1:9?transport=udp",), "username": "joe", "credential": 'a"b'},),
+    }
+    async with serving(tmp_path_factory.mktemp("spool"), webrtc=webrtc) as running:
+        yield running
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        (lambda port: f"http://127.0.0.1:{port}", 201),
+        (lambda port: "https://calls.example.org", 201),
+        (lambda port: "https://evil.example.org", 403),
+        (lambda port: "https://calls.example.org.evil.org", 403),
+        (lambda port: "null", 403),
+    ],
+)
+async def test_pages_of_other_sites_need_leave(origins: Served, origin: Callable[[int], str], status: int) -> None:
+    here = origin(origins.port)
+    before = await http_call(origins.port, "OPTIONS", "/whip", origin=here, access_control_request_method="POST")
+    assert before.headers.get("access-control-allow-origin") == (here if status == 201 else None)
+    answer = await http_call(origins.port, "POST", "/whip", BROWSER, content_type=SDP, origin=here)
+    assert answer.status == status
+    if status == 201:
+        assert {"Authorization", "Content-Type", "If-Match"} <= {
+            name.strip() for name in before.headers["access-control-allow-headers"].split(",")
+        }
+        assert answer.headers["access-control-expose-headers"] == "Location, ETag, Link"
+        gone = await http_call(origins.port, "DELETE", answer.headers["location"], origin=here)
+        assert (gone.status, gone.headers["access-control-allow-origin"]) == (200, here)
+
+
+async def test_clients_are_told_of_the_ice_servers(origins: Served) -> None:
+    answer = await http_call(origins.port, "POST", "/whip", BROWSER, content_type=SDP)
+    assert (
+        '<turn:127.0.0.1:9?transport=udp>; rel="ice-server"; username="joe"; '
+        'credential="a\\"b"; credential-type="password"' in answer.headers["link"]
+    )
+    assert "203.0.113.9" in answer.text, "the public address"
+    await http_call(origins.port, "DELETE", answer.headers["location"])
+
+
+async def test_ffmpeg_sends_a_call(served: Served) -> None:
+    """Somebody else's WHIP client, DTLS and Opus."""
+    ffmpeg = imageio_ffmpeg.get_ffmpeg_exe()
+    muxers = await run(ffmpeg, "-hide_banner", "-muxers")
+    if " whip " not in muxers:
+        pytest.skip(f"{ffmpeg} has no WHIP muxer")
+    url = f"http://127.0.0.1:{served.port}/whip?call_id=ffmpeg&interim_ms=0&roles=caller"
+    opus = ("-c:a", "libopus", "-ar", "48000", "-ac", "2", "-b:a", "96k")
+    await run(ffmpeg, "-hide_banner", "-re", "-i", str(TWO), *opus, "-f", "whip", "-authorization", "token", url)
+    begun, *found, ended = await served.events("ffmpeg")
+    plain = finals(await served.stream(pieces(linear16_of(TWO)), interim_ms=0))
+    assert begun["role"] == "caller"
+    assert [float(fields["start_ms"]) for fields in found] == pytest.approx(
+        [message["start_ms"] for message in plain], abs=100
+    )
+    assert [float(fields["end_ms"]) for fields in found] == pytest.approx(
+        [message["end_ms"] for message in plain], abs=100
+    )
+    assert "order" in found[0]["text"]
+    assert "Friday" in found[1]["text"]
+    assert (ended["type"], ended["reason"]) == ("call.ended", "client_closed")
+    sound_ms = 1000 * len(sound_of(TWO)) / RATE_HZ
+    assert float(ended["total_received_ms"]) == pytest.approx(sound_ms, abs=100)
+
+
+async def run(*command: str) -> str:
+    """What a program says, once it ended well."""
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    output, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0, output.decode(errors="replace")
+    return output.decode(errors="replace")

