@@ -19,10 +19,12 @@ from daemon.batcher import Batcher, BatchSettings
 from daemon.emotion import EmotionItem, EmotionModel, Scored
 from daemon.errors import CapacityError, ConfigError
 from daemon.messages import CallInfo, Latency, Scores, Utterance
+from model.adaptation import NO_HISTORY, History
 from model.audio import MIN_UTTERANCE, bucket_length, ms_from_samples
 from model.bundle import Bundle, BundleError
 from model.onnx_session import CPU, CUDA, ProviderError, has_cuda
 from model.runtime import Runtime, load_runtime
+from model.signature import KeyFormatError, require_signature
 from model.sources import SourceError, resolve, sha256_of
 from model.spec import EncoderSpec
 from model.whisper import Whisper
@@ -36,16 +38,18 @@ class EngineSettings:
     """How models run.
 
     Attributes:
-        device: "auto" (a GPU where CTranslate2 sees one), "cpu" or "cuda" for Whisper.
+        device: "auto" (a GPU where CTranslate2 sees one), "cpu" or "cuda" for the encoders that read audio.
         threads: threads of one batch on the CPU.
         batch: sizes and delays of every batcher.
         whisper_sources: where Whisper's weights are; empty takes the bundle's own list.
+        trusted_keys: public keys of which one must have signed the bundle; empty takes any bundle.
     """
 
     device: str = "auto"
     threads: int = 1
     batch: BatchSettings = field(default_factory=BatchSettings)
     whisper_sources: tuple[str, ...] = ()
+    trusted_keys: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +66,15 @@ def load_models(folder: Path, settings: EngineSettings) -> Models:
     """Verifies the bundle and loads everything it needs.
 
     Raises:
-        ConfigError: if the bundle is damaged, weights are missing or others, or the device is not there.
+        ConfigError: if the bundle is damaged or not signed by who is trusted, weights are missing or others, or the device
+            is not there.
     """
     try:
         device = pick_device(settings.device)
+        require_signature(folder, settings.trusted_keys)
         runtime = load_runtime(folder, settings.threads, _acoustic_providers(settings.device, device))
         whisper = _load_whisper(runtime, settings, device)
-    except (BundleError, SourceError, ProviderError) as error:
+    except (BundleError, SourceError, ProviderError, KeyFormatError) as error:
         raise ConfigError(str(error)) from error
     models = Models(runtime.bundle, AsrModel(whisper), EmotionModel(runtime), whisper.languages)
     _try_out(models)
@@ -108,7 +114,7 @@ def decoder_precision(encoder: EncoderSpec, device: str) -> str:
 
 
 def _acoustic_providers(wanted: str, device: str) -> tuple[str, ...]:
-    """Where Whisper's own graph runs: beside CTranslate2, but "auto" takes the CPU if onnxruntime has no CUDA."""
+    """Where graphs that read audio run: beside CTranslate2, but "auto" takes the CPU if onnxruntime has no CUDA."""
     if device == "cuda" and (wanted == "cuda" or has_cuda()):
         return (CUDA, CPU)
     return (CPU,)
@@ -145,7 +151,9 @@ class Engine:
         """What results are stamped with."""
         return self.models.bundle.id
 
-    async def score(self, info: CallInfo, utterance: Utterance, *, ahead: bool = False) -> Scores:
+    async def score(
+        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead: bool = False
+    ) -> Scores:
         """Scores one utterance; interim ones are not transcribed.
 
         Raises:
@@ -158,7 +166,7 @@ class Engine:
         final = utterance.final
         item = AsrItem(utterance.audio, info.language, words=final)
         heard = await self.asr.submit(item, (bucket, final, info.language), final=final)
-        scored = await self.emotion.submit(EmotionItem(utterance.audio, heard.value), bucket, final=final)
+        scored = await self.emotion.submit(EmotionItem(utterance.audio, heard.value, history), bucket, final=final)
         queue_s = heard.queue_s + scored.queue_s
         latency = Latency(
             endpoint=ms_from_samples(utterance.decided - utterance.end),
@@ -168,7 +176,8 @@ class Engine:
             fusion=scored.value.fusion_s * _MS_PER_S,
             total=(queue_s + heard.run_s + scored.run_s) * _MS_PER_S,
         )
-        return Scores(scored.value.posteriors, heard.value.transcript, latency)
+        found = scored.value
+        return Scores(found.posteriors, heard.value.transcript, latency, found.history, found.adaptation)
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from daemon.messages import CallInfo, Event, Scores, Utterance
+from model.adaptation import NO_HISTORY, History
 
 Item = TypeVar("Item", contravariant=True)
 Result = TypeVar("Result", covariant=True)
@@ -31,12 +32,15 @@ class Sink(Protocol):
 class Scorer(Protocol):
     """The engine: utterances in, scores out, batched across all streams."""
 
-    async def score(self, info: CallInfo, utterance: Utterance, *, ahead: bool = False) -> Scores:
+    async def score(
+        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead: bool = False
+    ) -> Scores:
         """Scores one utterance.
 
         Args:
             info: the stream.
             utterance: what to score.
+            history: of its channel, up to this utterance.
             ahead: it may turn out to be incomplete, so it is scored only if nobody else waits.
 
         Raises:

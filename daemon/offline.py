@@ -8,6 +8,7 @@ from daemon.engine import load_models, running_engine
 from daemon.messages import CallInfo, EmotionEvent, Utterance
 from daemon.pipeline import now_ms
 from daemon.session import Session
+from model.adaptation import NO_HISTORY
 from model.audio import Samples
 from model.recording import read_recording
 from model.vad import SpeechDetector
@@ -36,10 +37,12 @@ async def score_samples(
     models = await asyncio.to_thread(load_models, config.bundle, settings)
     utterances = cut(audio, config)
     events = []
+    histories = [NO_HISTORY] * len(audio)
     async with running_engine(models, settings) as engine:
         info = CallInfo("offline", "offline", roles[: len(audio)], engine.bundle_id)
         for utterance in utterances:
-            scores = await engine.score(info, utterance)
+            scores = await engine.score(info, utterance, histories[utterance.channel])
+            histories[utterance.channel] = scores.history
             events.append(EmotionEvent(info, utterance, scores, now_ms()))
     return events
 

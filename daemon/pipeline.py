@@ -19,6 +19,7 @@ from daemon.errors import CapacityError, UpstreamError
 from daemon.interfaces import Scorer, Sink
 from daemon.messages import CallEvent, CallInfo, EmotionEvent, Scores, Totals, Utterance
 from daemon.session import Ahead, Output, Session, SpeechStarted
+from model.adaptation import NO_HISTORY, History
 from model.audio import Samples, ms_from_samples
 
 Notify = Callable[[wire.Message], None]
@@ -75,6 +76,10 @@ class Call:
         """A `feed` whose caller was cancelled: its thread goes on, and the session is for one at a time."""
         self._ahead: dict[tuple[int, int], _ScoredAhead] = {}
         """By channel and index."""
+        self._histories: dict[int, History] = {}
+        """What each channel sounded like so far: all its finals up to the last one that was scored."""
+        self._scored: dict[int, int] = {}
+        """Finals of each channel that were scored."""
         self._group: asyncio.TaskGroup | None = None
         self._changed = asyncio.Condition()
         self._closed = False
@@ -176,13 +181,14 @@ class Call:
     def _score_ahead(self, utterance: Utterance) -> None:
         key = utterance.channel, utterance.index
         self._forget_ahead([key])  # speech went on after an earlier pause
-        if self._group is not None:
+        # What its channel sounded like is not known before all that was said on it is scored.
+        if self._group is not None and self._scored.get(utterance.channel, 0) == utterance.index:
             self._ahead[key] = _ScoredAhead(utterance, self._group.create_task(self._scores_ahead(utterance)))
 
     async def _scores_ahead(self, utterance: Utterance) -> Scores | None:
         """None where the utterance is better scored when it is certain."""
         try:
-            return await self._services.scorer.score(self.info, utterance, ahead=True)
+            return await self._services.scorer.score(self.info, utterance, self._history(utterance), ahead=True)
         except (CapacityError, UpstreamError):
             return None
 
@@ -204,7 +210,10 @@ class Call:
                 return replace(scores, latency=replace(scores.latency, endpoint=endpoint_ms, total=waited_ms))
         elif utterance.final:
             self._forget_ahead([key])
-        return await self._services.scorer.score(self.info, utterance)
+        return await self._services.scorer.score(self.info, utterance, self._history(utterance))
+
+    def _history(self, utterance: Utterance) -> History:
+        return self._histories.get(utterance.channel, NO_HISTORY)
 
     async def _score(self, utterance: Utterance) -> None:
         try:
@@ -223,6 +232,8 @@ class Call:
         event = EmotionEvent(self.info, utterance, scores, now_ms())
         if utterance.final:
             self.totals = replace(self.totals, finals=self.totals.finals + 1)
+            self._histories[utterance.channel] = scores.history
+            self._scored[utterance.channel] = utterance.index + 1
         else:
             self.totals = replace(self.totals, interims=self.totals.interims + 1)
         self._services.sink.publish(event)

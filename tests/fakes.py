@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from daemon.errors import CapacityError, UpstreamError
 from daemon.messages import CallInfo, Scores, Utterance
+from model.adaptation import NO_HISTORY, History
 from model.audio import SAMPLE_RATE_HZ, Samples
 from tests.factories import make_scores
 
@@ -49,7 +50,9 @@ class ScriptedScorer:
         self._full = full
         self._busy = busy
 
-    async def score(self, info: CallInfo, utterance: Utterance, *, ahead: bool = False) -> Scores:
+    async def score(
+        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead: bool = False
+    ) -> Scores:
         (self.ahead if ahead else self.seen).append(utterance)
         if ahead and self._busy:
             raise CapacityError("the engine has certain work to do: nothing is scored ahead")

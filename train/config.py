@@ -175,8 +175,17 @@ class MetaConfig(_Section):
     """All runs, or those that do not lower the score on the development speakers."""
 
 
+class AdaptationConfig(_Section):
+    """How functionals are adapted to the channel they were heard on (`model.adaptation`), and how members learn it."""
+
+    strength: float = Field(gt=0)
+    """Utterances that the training mean counts for."""
+    draws: int = Field(default=4, ge=1)
+    """How often every copy of the clips is dealt into calls: first one call a speaker, then more and one-sided ones."""
+
+
 class ComputeConfig(_Section):
-    """Where stages run. It changes the order of sums at most, so no stage is trained again for it."""
+    """Where encoders and stages run. It changes the order of sums at most, so no stage is trained again for it."""
 
     device: Literal["cpu", "auto", "cuda"] = "cpu"
     """With "auto", a GPU where there is one. Worker i of several takes GPU i modulo their number."""
@@ -196,6 +205,7 @@ class Recipe(_Section):
     data: DataConfig
     text: TextConfig | None = None
     augment: AugmentConfig = AugmentConfig()
+    adaptation: AdaptationConfig | None = None
     objective: ObjectiveConfig = ObjectiveConfig()
     encoders: dict[str, EncoderConfig]
     member_defaults: MemberDefaults
@@ -217,6 +227,8 @@ class Recipe(_Section):
             raise ValueError("stage1.epochs is 0: only stage 2 can be left out")
         if "whisper" not in self.encoders:
             raise ValueError(f"[encoders] has {sorted(self.encoders)}: `whisper` is needed, it gives frames and words")
+        if self.adaptation and "functionals" not in self.encoders:
+            raise ValueError(f"[adaptation] adapts functionals, but [encoders] has only {sorted(self.encoders)}")
         names = [member.name for member in self.members]
         if len(set(names)) != len(names):
             raise ValueError(f"member names must differ, got {names}")

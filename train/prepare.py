@@ -4,20 +4,22 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from model.adaptation import Adaptation
 from model.labels import CLASSES
 from train.cache import encoder_key
+from train.calls import deal, heard_in_calls, reference_of_training
 from train.config import DataConfig, Recipe
 from train.corpora import read_corpus
 from train.corpora.goemotions import Sentence, read_goemotions
 from train.dataset import TEXT, Examples, HalfFrames, concatenate, examples_of
-from train.encoding import AUTO
 from train.errors import CorpusError
-from train.extraction import Extraction, extraction_of
-from train.features import Progress
+from train.extraction import extraction_of
+from train.features import Extraction, Progress
 from train.manifest import (
     Manifest,
     Split,
@@ -37,7 +39,10 @@ class Prepared:
 
     Attributes:
         training: what members are trained on.
-        test: clips of speakers that no stage sees, by the name of the set.
+        test: clips of speakers that no stage sees, by the name of the set; each speaker's clips are heard as one call.
+        otherwise: the same clips heard in other ways, by the name of the set and of the way; empty without adaptation.
+        alone: training recordings and their copies, then the development clips, each clip heard by itself: for probes.
+        adaptation: to the channel; None where the recipe has none.
         votes: annotators' vote vectors of the test clips, rows sum to 1, by the name of the set.
         genders: "female", "male" or "" of the test clips, by the name of the set.
         dropped: corpus -> reason -> rows left out.
@@ -46,13 +51,16 @@ class Prepared:
 
     training: TrainingSet
     test: dict[str, Examples]
+    otherwise: dict[str, dict[str, Examples]]
+    alone: tuple[tuple[Examples, ...], Examples]
+    adaptation: Adaptation | None
     votes: dict[str, npt.NDArray[np.float32]]
     genders: dict[str, tuple[str, ...]]
     dropped: dict[str, dict[str, int]]
     notes: dict[str, dict[str, int]]
 
 
-def prepare(recipe: Recipe, data: Path, cache: Path, progress: Progress, device: str = AUTO) -> Prepared:
+def prepare(recipe: Recipe, data: Path, cache: Path, progress: Progress, device: str = "") -> Prepared:
     """Reads the corpora, extracts what is not cached, and splits by speaker.
 
     Args:
@@ -60,7 +68,7 @@ def prepare(recipe: Recipe, data: Path, cache: Path, progress: Progress, device:
         data: folder with a sub-folder per corpus.
         cache: folder of the feature cache.
         progress: told what is done.
-        device: where encoders run: "auto", "cpu" or "cuda".
+        device: where encoders run: "auto", "cpu", "cuda", or "" for the recipe's `compute.device`.
 
     Raises:
         CorpusError: if a corpus is missing or incomplete.
@@ -75,14 +83,16 @@ def prepare(recipe: Recipe, data: Path, cache: Path, progress: Progress, device:
     copies = tuple(examples_of(split.train.clips, _only(f, split.train), votes) for f in (clean, *degraded))
     trained = tuple(name for name, mass in zip(CLASSES, copies[0].targets.sum(axis=0), strict=True) if mass > 0)
     folds = _fold_numbers(split, recipe)
-    dev = concatenate([examples_of(split.dev.clips, _only(f, split.dev), votes) for f in (clean, *degraded[:1])])
+    dev = [examples_of(split.dev.clips, _only(f, split.dev), votes) for f in (clean, *degraded[:1])]
+    adaptation = _adaptation(recipe, copies[0])
+    dealt = _Dealt(recipe, adaptation)
     training = TrainingSet(
-        copies=copies,
+        copies=dealt.often(copies),
         folds=folds,
-        dev=dev,
+        dev=concatenate([dealt.once(part) for part in dev]),
         bank=_bank(recipe, data, trained, extraction),
         trained_classes=trained,
-        content=_content(extraction, copies, folds, dev),
+        content=_content(extraction, copies, folds, concatenate(dev), recipe),
         misheard=misheard(extraction, split.train.clips),
     )
     test = {recipe.data.corpus: (split.test, clean)}
@@ -96,14 +106,54 @@ def prepare(recipe: Recipe, data: Path, cache: Path, progress: Progress, device:
         notes[name] = other.notes
         dropped[name] = other.dropped | {"class that was not trained": len(other.clips) - len(kept)}
         test[name] = Manifest(kept), extraction.frames(kept)
+    alone = {name: examples_of(part.clips, _only(frames, part), 1.0) for name, (part, frames) in test.items()}
     return Prepared(
         training=training,
-        test={name: examples_of(part.clips, _only(frames, part), 1.0) for name, (part, frames) in test.items()},
+        test={name: dealt.once(examples) for name, examples in alone.items()},
+        otherwise={name: dealt.otherwise(examples) for name, examples in alone.items()},
+        alone=(copies, concatenate(dev)),
+        adaptation=adaptation,
         votes={name: examples_of(part.clips, {}, 1e-6).targets for name, (part, _) in test.items()},
         genders={name: tuple(clip.gender for clip in part.clips) for name, (part, _) in test.items()},
         dropped=dropped,
         notes={name: told for name, told in notes.items() if told},
     )
+
+
+ALONE: Final = "each utterance alone"
+ONE_SIDED: Final = "one-sided calls"
+
+
+def _adaptation(recipe: Recipe, recordings: Examples) -> Adaptation | None:
+    if recipe.adaptation is None:
+        return None
+    return Adaptation(reference_of_training(recordings), recipe.adaptation.strength)
+
+
+@dataclass(frozen=True, slots=True)
+class _Dealt:
+    """Hears examples in calls; without adaptation it leaves them as they are."""
+
+    recipe: Recipe
+    adaptation: Adaptation | None
+
+    def once(self, examples: Examples, draw: int = 0, copy: int = 0) -> Examples:
+        """Draw 0 is one call a speaker with all its clips; later ones are more, shorter, one-sided calls."""
+        if self.adaptation is None:
+            return examples
+        rng = np.random.default_rng([self.recipe.seed, draw, copy])
+        return heard_in_calls(examples, self.adaptation, deal(examples, rng, 1 + 2 * draw, one_sided=draw > 0))
+
+    def often(self, copies: Sequence[Examples]) -> tuple[Examples, ...]:
+        """Every copy as several draws."""
+        if self.recipe.adaptation is None:
+            return tuple(copies)
+        draws = range(self.recipe.adaptation.draws)
+        return tuple(self.once(examples, draw, copy) for copy, examples in enumerate(copies) for draw in draws)
+
+    def otherwise(self, examples: Examples) -> dict[str, Examples]:
+        """What the figures are worth where a call is short, or of one mood."""
+        return {} if self.adaptation is None else {ALONE: examples, ONE_SIDED: self.once(examples, draw=1)}
 
 
 def _notes(manifest: Manifest, split: Split) -> dict[str, int]:
@@ -117,9 +167,13 @@ def _only(frames: Mapping[str, Mapping[str, HalfFrames]], part: Manifest) -> dic
     return {name: {clip.id: rows[clip.id] for clip in part.clips} for name, rows in frames.items()}
 
 
-def _content(extraction: Extraction, copies: Sequence[Examples], folds: npt.NDArray[np.int64], dev: Examples) -> str:
+def _content(
+    extraction: Extraction, copies: Sequence[Examples], folds: npt.NDArray[np.int64], dev: Examples, recipe: Recipe
+) -> str:
     """A hash of what is trained on: which clips with which targets, in which folds, features of which encoders."""
     keys = [encoder_key(encoder) for encoder in extraction.encoders.values()]
+    if recipe.adaptation:
+        keys.append(f"{recipe.adaptation.model_dump_json()} {recipe.seed}")
     digest = hashlib.sha256("\n".join((str(len(copies)), extraction.augment.content_name, *keys)).encode())
     for part in (copies[0], dev):
         digest.update("\n".join(part.ids).encode())

@@ -17,13 +17,18 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from model.spec import EncoderSpec
-from train.dataset import Examples
+from train.cache import let_go
+from train.dataset import FUNCTIONALS, Examples
 from train.metrics import unweighted_average_recall
 from train.reference import Guesses
 
 STRENGTHS: Final = (1e-4, 1e-3, 1e-2)
 """Inverse regularisation, tried on the development speakers."""
+LARGEST: Final = 20_000
+"""Clips of a part that a probe reads, drawn evenly: logistic regression holds all of them in memory, several times."""
 _ITERATIONS: Final = 300
+_GUESSED: Final = 2000
+"""Clips that are guessed at a time."""
 _NOT_POOLED: Final = ("text-transformer", "functionals")
 """Words, and what is pooled already."""
 
@@ -34,11 +39,16 @@ def audio_modalities(encoders: Mapping[str, EncoderSpec]) -> tuple[str, ...]:
 
 
 def pooled(examples: Examples, modalities: Sequence[str]) -> npt.NDArray[np.float32]:
-    """Mean and standard deviation over time of each modality, joined: `float32 [N, 2 d]`."""
+    """Mean and standard deviation over time of each modality, joined, `float32 [N, 2 d]`; functionals as they are."""
     rows = []
     for frames in zip(*(examples.frames[name] for name in modalities), strict=True):
         full = [values.astype(np.float32) for values in frames]
-        rows.append(np.concatenate([part for x in full for part in (x.mean(axis=0), x.std(axis=0))]))
+        let_go(frames)
+        parts = [
+            [x.ravel()] if name == FUNCTIONALS else [x.mean(axis=0), x.std(axis=0)]
+            for name, x in zip(modalities, full, strict=True)
+        ]
+        rows.append(np.concatenate([part for found in parts for part in found]))
     return np.stack(rows)
 
 
@@ -62,7 +72,10 @@ class Probe:
         modalities: Sequence[str],
         strengths: Iterable[float] = STRENGTHS,
     ) -> Self:
-        """Trains on acted classes, or on dominant ones where nobody acted; clips without either do not train it."""
+        """Trains on acted classes, or on dominant ones where nobody acted; clips without either do not train it.
+
+        Of more than `LARGEST` clips, as many are taken evenly.
+        """
         rows, labels = _labelled(train, modalities)
         dev_rows, dev_labels = _labelled(dev, modalities)
 
@@ -79,10 +92,14 @@ class Probe:
 
     def guesses(self, examples: Examples) -> Guesses:
         """Class index of every clip, `int64 [N]`."""
-        return np.asarray(self._classifier.predict(pooled(examples, self._modalities)), np.int64)
+        parts = [examples.subset(range(n, min(n + _GUESSED, len(examples)))) for n in range(0, len(examples), _GUESSED)]
+        guesses = [self._classifier.predict(pooled(part, self._modalities)) for part in parts]
+        return np.concatenate([np.zeros(0, np.int64), *guesses]).astype(np.int64)
 
 
 def _labelled(examples: Examples, modalities: Sequence[str]) -> tuple[npt.NDArray[np.float32], Guesses]:
     labels = examples.intended if (examples.intended >= 0).any() else examples.dominant
     known = np.flatnonzero(labels >= 0)
+    if len(known) > LARGEST:
+        known = known[np.linspace(0, len(known) - 1, LARGEST).round().astype(np.int64)]
     return pooled(examples.subset(known), modalities), labels[known]

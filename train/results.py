@@ -12,11 +12,12 @@ import torch
 from model.labels import ATTRIBUTES, CLASSES
 from train.calibration import correct_prior
 from train.config import Recipe
-from train.dataset import TEXT, concatenate
+from train.dataset import FUNCTIONALS, TEXT, Examples, concatenate
 from train.evaluate import compare, majority_vote
-from train.features import Progress, extract_text
+from train.extraction import extraction_of
+from train.features import Progress
 from train.loop import class_bias, predict
-from train.prepare import Prepared
+from train.prepare import ALONE, Prepared
 from train.probe import Probe, audio_modalities
 from train.reference import Outputs, Reference, reference_of
 from train.report import FORMAT
@@ -24,6 +25,7 @@ from train.stacking import ABSTAIN_QUANTILE, Stacked, member_outputs
 from train.stages.meta import meta_posterior, stacked_outputs
 
 SOUP: Final = "soup of meta-classifiers"
+ADAPTED_PROBE: Final = "linear probe, adapted to the channel"
 _GENERAL_LIMIT: Final = "An emotion posterior is a guess at what a listener would hear, not a fact about a person."
 _WORDS_NOTE: Final = (
     "Flat recordings (neutral clips of unseen speakers) scored with different words in the place of their transcript, "
@@ -33,11 +35,14 @@ _WORDS_NOTE: Final = (
 
 def fit_probes(recipe: Recipe, prepared: Prepared) -> dict[str, Probe]:
     """The probes that the ensemble is held against: on the recordings alone, and on what the members see."""
-    training, modalities = prepared.training, audio_modalities(recipe.encoder_specs())
-    probes = {"linear probe": Probe.fit(training.train, training.dev, modalities)}
-    if len(training.copies) > 1:
-        everything = concatenate(training.copies)
-        probes["linear probe, degraded copies too"] = Probe.fit(everything, training.dev, modalities)
+    modalities = audio_modalities(recipe.encoder_specs())
+    copies, dev = prepared.alone
+    probes = {"linear probe": Probe.fit(copies[0], dev, modalities)}
+    if len(copies) > 1:
+        probes["linear probe, degraded copies too"] = Probe.fit(concatenate(copies), dev, modalities)
+    if recipe.adaptation:
+        once = prepared.training.copies[:: recipe.adaptation.draws]
+        probes[ADAPTED_PROBE] = Probe.fit(concatenate(once), prepared.training.dev, (FUNCTIONALS,))
     return probes
 
 
@@ -50,6 +55,7 @@ def evaluate_set(
     bias, encoders = class_bias(training.trained_classes), recipe.encoder_specs()
     predictions = [predict(member, encoders, test, bias) for member in trained.members]
     stacked = stacked_outputs(predictions)
+    otherwise = prepared.otherwise[name]
     members = np.stack([posterior for posterior, _ in predictions], axis=1)
     posterior = meta_posterior(trained.soup, stacked, bias, trained.temperature)
     with torch.no_grad():
@@ -64,14 +70,24 @@ def evaluate_set(
         abstain_below=trained.abstain_below,
     )
     systems: dict[str, npt.NDArray[np.int64]] = {
-        **{kind: probe.guesses(test) for kind, probe in probes.items()},
+        **{
+            kind: probe.guesses(test if kind == ADAPTED_PROBE else otherwise.get(ALONE, test))
+            for kind, probe in probes.items()
+        },
         **{f"member {m.spec.name}": members[:, i].argmax(axis=1) for i, m in enumerate(trained.members)},
         "majority vote": majority_vote(members),
         "soft vote": members.mean(axis=1).argmax(axis=1),
         "single meta-classifier": meta_posterior(trained.runs[0], stacked, bias, 1.0).argmax(axis=1),
+        **{f"soup, {way}": _guesses(recipe, trained, examples, bias) for way, examples in otherwise.items()},
         SOUP: posterior.argmax(axis=1),
     }
     return reference, outputs, compare(reference, systems, SOUP, outputs)
+
+
+def _guesses(recipe: Recipe, trained: Stacked, examples: Examples, bias: torch.Tensor) -> npt.NDArray[np.int64]:
+    encoders = recipe.encoder_specs()
+    stacked = stacked_outputs([predict(member, encoders, examples, bias) for member in trained.members])
+    return np.asarray(meta_posterior(trained.soup, stacked, bias, 1.0).argmax(axis=1), np.int64)
 
 
 def results_of(
@@ -98,6 +114,7 @@ def results_of(
             *([f"Degraded copies of every clip, {kinds}: {data.degraded_copies}."] if data.degraded_copies else []),
             f"Licence of the data: {data.licence}.",
             f"Soft targets: the raters' votes{acted}.",
+            *_adapted_in_words(recipe),
         ],
         "builds_on": [
             {"name": name, "revision": encoder.revision, "licence": encoder.licence}
@@ -112,6 +129,18 @@ def results_of(
         "words_note": _WORDS_NOTE,
         "limits": [*recipe.notes, *_contamination(recipe), *_limits(prepared, trained)],
     }
+
+
+def _adapted_in_words(recipe: Recipe) -> list[str]:
+    if recipe.adaptation is None:
+        return []
+    heard = (
+        "Utterances are heard against the earlier ones of their channel (causal; the training mean counts for "
+        f"{recipe.adaptation.strength:g} utterances). In the tables each speaker's clips are one call in a random order, "
+        "which holds all emotions alike; the rows of the soup for utterances alone and for calls of few emotions say what is "
+        "left where a call is short or of one mood."
+    )
+    return [heard]
 
 
 def _soup_in_words(recipe: Recipe, trained: Stacked) -> str:
@@ -190,7 +219,7 @@ def words_table(
     flat = test.subset(np.flatnonzero(test.targets[:, CLASSES.index("neutral")] > 0.9))
     if not len(flat):
         return []
-    frames = extract_text({text: text for text in _EXAMPLES}, encoders[TEXT], cache, progress)
+    frames = extraction_of(recipe, cache, progress).words({text: text for text in _EXAMPLES}, TEXT)
     bias = class_bias(prepared.training.trained_classes)
     rows = []
     for text in _EXAMPLES:

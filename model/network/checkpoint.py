@@ -2,21 +2,27 @@
 
 ensemble.json      name, EnsembleSpec, calibration, metrics, training data
 members/*.safetensors, meta.safetensors
+adaptation.safetensors      reference of the channel adaptation, where there is one
 MODEL_CARD.md
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from safetensors import SafetensorError
+from safetensors.numpy import load_file as load_numpy
+from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from model.adaptation import Adaptation
 from model.network.deepser import DeepSER
 from model.network.metaclassifier import Ensemble, MetaClassifier
 from model.spec import EnsembleSpec, SpecError
+
+_REFERENCE: Final = "adaptation.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,7 @@ class Checkpoint:
         metrics: results on speakers that no stage saw.
         training: data, licence, contamination.
         model_card: Markdown.
+        adaptation: to the channel; None where functionals are read as they are.
     """
 
     name: str
@@ -44,6 +51,7 @@ class Checkpoint:
     metrics: dict[str, Any]
     training: dict[str, Any]
     model_card: str
+    adaptation: Adaptation | None = None
 
     def ensemble(self) -> Ensemble:
         """The whole as one network, in evaluation mode."""
@@ -57,6 +65,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         save_file(member.state_dict(), folder / "members" / f"{member.spec.name}.safetensors")
     save_file(checkpoint.meta.state_dict(), folder / "meta.safetensors")
     (folder / "MODEL_CARD.md").write_text(checkpoint.model_card, encoding="utf-8")
+    if checkpoint.adaptation is not None:
+        save_numpy({"reference": checkpoint.adaptation.reference}, folder / _REFERENCE)
     description = {
         "name": checkpoint.name,
         "spec": checkpoint.spec.to_dict(),
@@ -64,6 +74,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "abstain_below": checkpoint.abstain_below,
         "metrics": checkpoint.metrics,
         "training": checkpoint.training,
+        "adaptation_strength": checkpoint.adaptation.strength if checkpoint.adaptation else None,
     }
     (folder / "ensemble.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
 
@@ -93,9 +104,14 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             metrics=description["metrics"],
             training=description["training"],
             model_card=(folder / "MODEL_CARD.md").read_text(encoding="utf-8"),
+            adaptation=_adaptation(folder, description.get("adaptation_strength")),
         )
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise SpecError(f"{folder} holds no complete trained ensemble: {error}") from error
+
+
+def _adaptation(folder: Path, strength: float | None) -> Adaptation | None:
+    return None if strength is None else Adaptation(load_numpy(folder / _REFERENCE)["reference"], float(strength))
 
 
 def _fill(network: nn.Module, path: Path) -> None:

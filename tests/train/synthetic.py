@@ -141,6 +141,7 @@ def make_recipe(**sections: Any) -> Recipe:
         "stage1": stage,
         "stage2": stage,
         "meta": {"folds": 2, "epochs": 2, "seeds": [1, 2]},
+        "adaptation": None,
     }
     return Recipe.model_validate(data | sections)
 

@@ -16,7 +16,7 @@ from train.prepare import Prepared
 from train.results import results_of
 from train.stacking import Stacked, stack
 from train.stages.members import ALL_SPEAKERS, TrainingSet
-from train.stages.meta import HeldOut, greedy_ingredients, meta_posterior, meta_score, soup, train_meta
+from train.stages.meta import HeldOut, StackingSet, greedy_ingredients, meta_posterior, meta_score, soup, train_meta
 
 LABELS = (*TRAINED, "angry", "angry", None) * 6
 BIAS = class_bias(TRAINED)
@@ -27,7 +27,17 @@ def recipe_with(kind: str, seeds: tuple[int, ...] = (1, 2, 3)) -> Recipe:
 
 
 def prepared(training: TrainingSet) -> Prepared:
-    return Prepared(training, test={}, votes={}, genders={}, dropped={}, notes={})
+    return Prepared(
+        training,
+        test={},
+        otherwise={},
+        alone=(training.copies, training.dev),
+        adaptation=None,
+        votes={},
+        genders={},
+        dropped={},
+        notes={},
+    )
 
 
 def members(whole: int = 7) -> dict[str, dict[int, DeepSER]]:
@@ -132,7 +142,7 @@ def test_a_greedy_soup_of_a_recipe_is_never_worse_than_its_best_run(training: Tr
 def test_a_curve_ends_at_the_score_of_the_run_that_is_returned(training: TrainingSet) -> None:
     dev = telling(TRAINED * 5)
     config = MetaConfig(folds=2, epochs=4, seeds=(1,), learning_rate=0.3)
-    run, history = train_meta(dev.outputs, dev.examples, TRAINED, config, 1, dev)
+    run, history = train_meta(StackingSet(dev.outputs, dev.examples, TRAINED), config, 1, dev)
     guesses = meta_posterior(run, dev.outputs, BIAS, 1.0).argmax(axis=1)
     expected = balanced_macro_f1(dev.examples.dominant, guesses, SELECTION_RESAMPLES, seed=0)
     assert history.rows[-1]["dev_macro_f1"] == expected
