@@ -1,16 +1,44 @@
 """What `medusa-daemon check` finds out: everything that `serve` would refuse is refused here, with the same words."""
 
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import ctranslate2
+import numpy as np
+
+from daemon.asr import AsrItem
 from daemon.config import EMBEDDED, Config
 from daemon.embedded import check_embedded
-from daemon.engine import decoder_precision, load_models, pick_device
+from daemon.emotion import EmotionItem
+from daemon.engine import Models, decoder_precision, load_models, pick_device
 from daemon.listening import authority, free
 from daemon.sinks.journal import check_directory
 from daemon.sinks.redis import without_password
-from model.spec import EncoderSpec
+from model.audio import SAMPLE_RATE_HZ
+from model.bundle import ENSEMBLE, SIGNATURE, Bundle
+from model.labels import CLASSES
+from model.signature import name_of, read_public_key, signed_by
+from model.sources import WEIGHTS, SourceError, resolve
+from model.spec import WHISPER_KINDS, EncoderSpec
+
+_PROGRAM_BYTES: Final = 110_000_000
+"""The daemon before it has loaded a model."""
+_UNFOLDED: Final = 2
+"""Weights that a graph stores in 16 bits are 32 bits wide in memory."""
+_SAMPLE_S: Final = 4
+"""Length of the utterance whose time is taken: what telephone calls are cut into."""
+_ENSEMBLE: Final = "ensemble"
+_ENCODER: Final = "encoder "
+"""What components are called in `costs` and `precisions`: this and the encoder's name."""
+_ARITHMETIC: Final = {"fp32": "float32", "fp16-weights": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_MEMINFO: Final = Path("/proc/meminfo")
+_UNITS: Final = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def checked(config: Config) -> dict[str, str]:
-    """What would be served, by name.
+    """What would be served, by name; several lines where there are several of a kind.
 
     Raises:
         ConfigError: if the configuration cannot work on this machine.
@@ -22,26 +50,162 @@ def checked(config: Config) -> dict[str, str]:
         check_embedded(config.streams.embedded_dir)
     device = pick_device(config.models.device)
     models = load_models(config.bundle, config.engine_settings())
-    manifest = models.bundle.manifest
-    ensemble = manifest.ensemble
+    bundle = models.bundle
+    manifest, ensemble = bundle.manifest, bundle.spec
+    seconds, needed, available = _seconds(models), _needed_bytes(bundle, config), _available_bytes()
+    untrained = [name for name in CLASSES if name not in ensemble.trained_classes]
     return {
-        "bundle": models.bundle.id,
-        "members": ", ".join(member.name for member in ensemble.members),
-        "classes": ", ".join(ensemble.trained_classes),
+        "bundle": f"{bundle.id}, format {manifest.format_version}, opset {manifest.opset}",
+        "folder": str(bundle.path),
+        "signature": _signature(bundle, config.models.trusted_keys),
+        "licence": str(manifest.training.get("licence", "not said")),
+        "classes": ", ".join(ensemble.trained_classes)
+        + (f" (never trained: {', '.join(untrained)})" if untrained else ""),
         "attributes": ", ".join(ensemble.trained_attributes) or "none trained",
-        "licence": str(manifest.training["licence"]),
-        "device": device,
-        "precision": ", ".join(f"{encoder.name} {_precision(encoder, device)}" for encoder in ensemble.encoders),
+        "members": "\n".join(f"{member.name}: {' + '.join(member.modalities)}" for member in ensemble.members),
+        "encoders": "\n".join(_encoder(encoder, bundle, config) for encoder in ensemble.encoders),
+        "size": _size(bundle),
+        "operations": _operations(bundle),
+        "device": f"{device}; {ctranslate2.get_cuda_device_count() or 'no'} GPU here, and CUDA is not needed",
+        "precision": _precisions(bundle, device),
+        "memory": f"at least {_short(needed)}B for the program and its weights"
+        + (f"; {_short(available)}B are free here" if available is not None else ""),
+        "time": f"{seconds:.2f} s for an utterance of {_SAMPLE_S} s, without its words",
+        "verdict": verdict(seconds, needed, available),
         "listen": listening,
         "redis": without_password(config.redis),
         "spool": str(config.streams.spool_dir.absolute()),
     }
 
 
-def _precision(encoder: EncoderSpec, device: str) -> str:
-    """The arithmetic of an encoder as it runs; our own graphs compute in float32."""
+def _signature(bundle: Bundle, trusted: Iterable[str]) -> str:
+    key = signed_by(bundle.path, [read_public_key(text) for text in trusted])
+    if key is not None:
+        return f"of the trusted key {name_of(key)}"
+    if (bundle.path / SIGNATURE).is_file():
+        return "there, but not checked: models.trusted_keys is empty"
+    return "none; any bundle is taken: models.trusted_keys is empty"
+
+
+def _encoder(encoder: EncoderSpec, bundle: Bundle, config: Config) -> str:
+    """Where an encoder comes from on this machine; its hash was checked when it was loaded."""
+    found = _found(encoder, bundle, config)
+    where = "computed, no weights" if found is None else f"found {found[0]}"
+    return f"{encoder.name}: {encoder.kind}, {encoder.dim} wide, {where}"
+
+
+def _found(encoder: EncoderSpec, bundle: Bundle, config: Config) -> tuple[str, Path] | None:
+    """The source of an encoder's weights that is there, and its file or folder; None where it has none."""
+    named = config.models.whisper_sources if encoder.kind in WHISPER_KINDS else ()
+    for source in named or encoder.sources:
+        try:
+            return source, resolve([source], bundle.path)
+        except SourceError:
+            continue
+    return None
+
+
+def _size(bundle: Bundle) -> str:
+    sizes = {name: (bundle.path / name).stat().st_size for name in bundle.manifest.files}
+    kinds: dict[str, int] = {}
+    for name, size in sizes.items():
+        kind = name.partition("/")[0] if "/" in name else "other files"
+        kinds[kind] = kinds.get(kind, 0) + size
+    parts = ", ".join(f"{kind} {_short(size)}B" for kind, size in sorted(kinds.items(), key=lambda item: -item[1]))
+    return f"{_short(sum(sizes.values()))}B in {len(sizes)} files ({parts})"
+
+
+def _operations(bundle: Bundle) -> str:
+    """Of what is served; the members' are in the ensemble's."""
+    counted = {
+        name: costs["flops"]
+        for name, costs in bundle.manifest.costs.items()
+        if "flops" in costs and (name == _ENSEMBLE or name.startswith(_ENCODER))
+    }
+    if not counted:
+        return "not counted by this bundle"
+    parts = ", ".join(f"{name} {_short(flops)}FLOP" for name, flops in counted.items())
+    return f"{_short(sum(counted.values()))}FLOP for an utterance of {_SAMPLE_S} s ({parts})"
+
+
+def _precisions(bundle: Bundle, device: str) -> str:
+    """The arithmetic of encoders and ensemble as they run."""
+    stored = bundle.manifest.precisions
+    parts = [
+        f"{encoder.name} {_precision(encoder, stored.get(f'{_ENCODER}{encoder.name}'), device)}"
+        for encoder in bundle.spec.encoders
+    ]
+    return ", ".join([*parts, f"ensemble {_arithmetic(stored.get(_ENSEMBLE, 'fp32'))}"])
+
+
+def _precision(encoder: EncoderSpec, stored: str | None, device: str) -> str:
     if encoder.kind == "whisper-ctranslate2":
         return decoder_precision(encoder, device)
     if encoder.kind == "whisper-onnx":
-        return f"float32 (its words {decoder_precision(encoder, device)})"
-    return encoder.compute_type
+        return f"{_arithmetic(stored or 'fp32')} (its words {decoder_precision(encoder, device)})"
+    return _arithmetic(stored) if stored else encoder.compute_type
+
+
+def _arithmetic(stored: str) -> str:
+    return _ARITHMETIC.get(stored, stored)
+
+
+def _needed_bytes(bundle: Bundle, config: Config) -> int:
+    """Memory that program and weights take at least; batches of long utterances take more on top."""
+    needed = _PROGRAM_BYTES + _UNFOLDED * sum((bundle.path / name).stat().st_size for name in _graphs(bundle))
+    for encoder in bundle.spec.encoders:
+        found = _found(encoder, bundle, config)
+        if found is not None and encoder.kind in WHISPER_KINDS:
+            needed += (found[1] / WEIGHTS[encoder.kind]).stat().st_size
+    return needed
+
+
+def _graphs(bundle: Bundle) -> list[str]:
+    """Graphs that are served, and the weights beside them."""
+    return [
+        name
+        for name in bundle.manifest.files
+        if name == ENSEMBLE or name.startswith("encoders/") or name.endswith(".weights")
+    ]
+
+
+def _available_bytes() -> int | None:
+    """Memory that a program can still get, None where the system does not say."""
+    try:
+        lines = _MEMINFO.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    named = dict(line.split(":", 1) for line in lines)
+    return 1024 * int(named["MemAvailable"].split()[0]) if "MemAvailable" in named else None
+
+
+def verdict(seconds: float, needed: int, available: int | None) -> str:
+    """How well a machine can serve what was loaded on it and has run.
+
+    Args:
+        seconds: that an utterance of 4 s took.
+        needed: bytes that program and weights take at least.
+        available: bytes that are free, None where the system does not say.
+    """
+    if available is not None and available < needed:
+        return f"this machine can serve it, but its memory is short: free {_short(needed - available)}B more"
+    if seconds > _SAMPLE_S:
+        return "this machine can score recordings with it, but is slower than one live stream: use a GPU or more cores"
+    return "this machine can serve it"
+
+
+def _seconds(models: Models) -> float:
+    """Time of one utterance, encoders and ensemble, after the models have run once."""
+    noise = np.random.default_rng(0).normal(0, 0.01, _SAMPLE_S * SAMPLE_RATE_HZ).astype(np.float32)
+    begun = time.perf_counter()
+    (heard,) = models.asr([AsrItem(noise, None, words=False)])
+    models.emotion([EmotionItem(noise, heard)])
+    return time.perf_counter() - begun
+
+
+def _short(number: float) -> str:
+    """Three digits and the prefix of the unit that follows."""
+    for factor, prefix in _UNITS:
+        if number >= factor:
+            return f"{number / factor:.3g} {prefix}"
+    return f"{number:.3g} "

@@ -1,7 +1,8 @@
 """What can go wrong while exporting.
 
 ExportError
-|-- DestinationError   the place for the bundle is taken
+|-- DestinationError   the place for what is written is taken
+|-- KeyFileError       a key for signing cannot be read or written
 `-- ParityError        a graph does not compute what its network computes
 """
 
@@ -11,7 +12,11 @@ class ExportError(Exception):
 
 
 class DestinationError(ExportError):
-    """The place for the bundle is taken."""
+    """The place for what is written is taken."""
+
+
+class KeyFileError(ExportError):
+    """A key for signing cannot be read or written."""
 
 
 class ParityError(ExportError):

@@ -2,10 +2,14 @@
 
     manifest.json      what the bundle holds: see `Manifest`
     SHA256SUMS         hashes of every file, the manifest included (`sha256sum --check SHA256SUMS`)
+    SHA256SUMS.sig     ed25519 signature of SHA256SUMS, where the bundle is signed: see `model.signature`
     ensemble.onnx      members, meta-classifier and calibration in one graph: what is served
     members/NAME.onnx, meta.onnx                    the same in parts
     encoders/NAME.onnx, tokenizers/NAME.json        encoders that travel with the bundle
+    adaptation.npy     mean functionals of the training data, where the members hear utterances against their channel
     MODEL_CARD.md
+
+docs/bundle.md explains every file and field, docs/bundle.schema.json is the manifest's JSON Schema.
 
 Shapes: B = batch, F = frames, T = tokens, M = members; `null` in the manifest is a length that varies.
 """
@@ -15,16 +19,23 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, NoReturn, Self
 
+import numpy as np
+
+from model.adaptation import Adaptation
 from model.labels import ATTRIBUTES, CLASSES
+from model.plain import mistakes
 from model.sources import sha256_of
 from model.spec import EncoderSpec, EnsembleSpec
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 MANIFEST: Final = "manifest.json"
 SUMS: Final = "SHA256SUMS"
+SIGNATURE: Final = "SHA256SUMS.sig"
 ENSEMBLE: Final = "ensemble.onnx"
+ADAPTATION: Final = "adaptation.npy"
+"""Mean functionals of the training data, `float32 [S, d]`."""
 
 Shape = tuple[int | None, ...]
 Tensors = dict[str, Shape]
@@ -36,6 +47,14 @@ TEXT_INPUTS: Final[Tensors] = {"ids": (None, None), "mask": (None, None)}
 """Inputs of a text encoder's graph, `int64 [B, T]` and `bool [B, T]`; its output is `TEXT_OUTPUT`."""
 TEXT_OUTPUT: Final = "hidden"
 """Output of a text encoder's graph, `float32 [B, T, d]`."""
+SPEECH_AUDIO: Final = "audio"
+"""Input of a speech encoder's graph, `float32 [B, T]`: samples, zeros behind each utterance."""
+SPEECH_AUDIO_MASK: Final = "audio_mask"
+"""Input of a speech encoder's graph, `bool [B, T]`; one that takes utterances of one length only has none."""
+SPEECH_OUTPUT: Final = "hidden"
+"""Output of a speech encoder's graph, `float32 [B, F, d]`."""
+SPEECH_OUTPUT_MASK: Final = "hidden_mask"
+"""Output of a speech encoder's graph, `bool [B, F]`: frames that hear their utterance alone."""
 WHISPER_INPUT: Final = "mels"
 """Input of a Whisper encoder's graph, `float32 [B, M, 2 F]`: M mel bands."""
 WHISPER_OUTPUT: Final = "states"
@@ -82,6 +101,7 @@ def ensemble_outputs(spec: EnsembleSpec) -> Tensors:
         "probabilities": (None, len(CLASSES)),
         "attributes": (None, len(ATTRIBUTES)),
         "member_probabilities": (None, len(spec.members), len(CLASSES)),
+        "uncertainty": (None,),
     }
 
 
@@ -101,8 +121,12 @@ class Manifest:
         parity: parity figures that were measured.
         inputs: inputs of the ensemble's graph.
         outputs: outputs of the ensemble's graph.
+        costs: component -> its floating-point operations, parameters and bytes, as far as they were counted.
+        precisions: component -> the precision that its weights are stored and computed in ("fp32", "fp16", "int8", ...).
+        adaptation_strength: utterances that the reference in `adaptation.npy` counts for when functionals are adapted to their
+            channel (`model.adaptation`); None where they are read as they are.
         bundle_id: name and hash over the hashes of all files but the manifest.
-        files: path -> SHA-256 of every file but the manifest and the sums.
+        files: path -> SHA-256 of every file but the manifest, the sums and their signature.
         format_version: of the bundle's layout.
     """
 
@@ -117,6 +141,9 @@ class Manifest:
     parity: dict[str, float]
     inputs: Tensors
     outputs: Tensors
+    costs: dict[str, dict[str, float]] = field(default_factory=dict)
+    precisions: dict[str, str] = field(default_factory=dict)
+    adaptation_strength: float | None = None
     bundle_id: str = ""
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -128,32 +155,29 @@ class Manifest:
         Raises:
             ValueError: if a field is missing, unknown or wrong.
         """
-        expected = {item.name for item in fields(cls)}
-        if set(data) != expected:
-            missing, unknown = sorted(expected - set(data)), sorted(set(data) - expected)
-            raise ValueError(f"fields missing: {missing}, fields unknown: {unknown}")
-        for name, kind in _KINDS.items():
-            if not isinstance(data[name], kind) or isinstance(data[name], bool):
-                raise ValueError(f"{name} has the wrong type, got {str(data[name])[:80]!r}")
+        if missing := sorted({item.name for item in fields(cls)} - set(data)):
+            raise ValueError(f"fields missing: {missing}")
+        if wrong := list(mistakes(data, cls)):
+            raise ValueError("; ".join(wrong))
         if not data["temperature"] > 0 or not 0 <= data["abstain_below"] <= 1:
             got = f"{data['temperature']} and {data['abstain_below']}"
             raise ValueError(f"temperature is above 0 and abstain_below in 0..1, got {got}")
-        try:
-            tensors = {side: {name: tuple(s) for name, s in data[side].items()} for side in ("inputs", "outputs")}
-        except TypeError as error:
-            raise ValueError(f"a shape is a list of numbers and nulls: {error}") from error
+        tensors = {side: {name: tuple(s) for name, s in data[side].items()} for side in ("inputs", "outputs")}
         spec = EnsembleSpec.from_dict(data["ensemble"])
         if tensors != {"inputs": ensemble_inputs(spec), "outputs": ensemble_outputs(spec)}:
             raise ValueError(f"inputs and outputs do not fit the ensemble, got {tensors}")
+        if (strength := data["adaptation_strength"]) is not None and not strength > 0:
+            raise ValueError(f"adaptation_strength is above 0, or null, got {strength}")
+        _check_parity(data["parity"], data["tolerances"])
         return cls(**{**data, **tensors, "ensemble": spec})
 
 
-_KINDS: Final[dict[str, type | tuple[type, ...]]] = {
-    **dict.fromkeys(("name", "bundle_id"), str),
-    **dict.fromkeys(("temperature", "abstain_below"), (int, float)),
-    **dict.fromkeys(("ensemble", "metrics", "training", "tolerances", "parity", "files", "inputs", "outputs"), dict),
-    "opset": int,
-}
+def _check_parity(parity: Mapping[str, float], tolerances: Mapping[str, float]) -> None:
+    if parity.keys() != tolerances.keys():
+        raise ValueError(f"parity and tolerances name the same figures, got {sorted(parity)} and {sorted(tolerances)}")
+    for name, figure in parity.items():
+        if not figure <= tolerances[name]:
+            raise ValueError(f"parity says {figure} for {name!r}, but at most {tolerances[name]} is accepted")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +202,27 @@ class Bundle:
         """Encoders, members, label space."""
         return self.manifest.ensemble
 
+    def adaptation(self) -> Adaptation | None:
+        """How functionals are adapted to their channel; None where they are read as they are.
+
+        Raises:
+            BundleError: if its reference cannot be used.
+        """
+        strength = self.manifest.adaptation_strength
+        if strength is None:
+            return None
+        try:
+            return Adaptation(np.load(self.path / ADAPTATION, allow_pickle=False), strength)
+        except (ValueError, OSError, EOFError) as error:
+            raise BundleError(f"{self.path / ADAPTATION} holds no reference of functionals: {error}") from error
+
 
 def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
-    """Hashes every file of `folder` and writes the manifest and the sums; returns the manifest with id and hashes."""
+    """Hashes every file of `folder` and writes the manifest and the sums; returns the manifest with id and hashes.
+
+    A signature that is there does not fit any more and goes.
+    """
+    (folder / SIGNATURE).unlink(missing_ok=True)
     files = {name: sha256_of(folder / name) for name in _listing(folder) if name not in (MANIFEST, SUMS)}
     sealed = replace(manifest, files=files, bundle_id=_bundle_id(manifest.name, files))
     text = json.dumps(asdict(sealed), indent=1, ensure_ascii=False, allow_nan=False)
@@ -190,13 +232,13 @@ def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
 
 
 def read_bundle(path: Path) -> Bundle:
-    """Reads a bundle and checks every file in it.
+    """Reads a bundle and checks every file in it; who made it is another question (`model.signature`).
 
     Raises:
         BundleError: if it is damaged, incomplete, holds a file that is not its own, or has another format.
     """
     manifest = _read_manifest(path)
-    found, listed = set(_listing(path)), {*manifest.files, MANIFEST, SUMS}
+    found, listed = set(_listing(path)) - {SIGNATURE}, {*manifest.files, MANIFEST, SUMS}
     if missing := sorted(listed - found):
         raise BundleError(f"{path} lacks {', '.join(missing)}: copy or export the bundle again")
     if unknown := sorted(found - listed):
@@ -214,6 +256,8 @@ def read_bundle(path: Path) -> Bundle:
         raise BundleError(f"{path} calls itself {manifest.bundle_id!r}, but its files are those of {right!r}")
     if (path / SUMS).read_bytes() != _sums(path, manifest.files).encode():
         raise BundleError(f"{path / MANIFEST} and {path / SUMS} do not agree: one was changed after the export")
+    if absent := sorted(_served(manifest) - set(manifest.files)):
+        raise BundleError(f"{path} lacks {', '.join(absent)}, which its ensemble runs: export the bundle again")
     return Bundle(path, manifest)
 
 
@@ -222,19 +266,44 @@ def _read_manifest(path: Path) -> Manifest:
     if not file.is_file():
         raise BundleError(f"{path} is no bundle: it has no {MANIFEST}")
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = json.loads(file.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{file} is not well-formed JSON: {error}") from error
     version = data.get("format_version") if isinstance(data, dict) else None
-    if version != FORMAT_VERSION:
+    if version != FORMAT_VERSION or isinstance(version, bool):
         raise BundleError(
-            f"{file} has format version {version!r}, this program reads {FORMAT_VERSION}: "
-            "export the checkpoint again with this medusa-rt, or use the medusa-rt that wrote the bundle"
+            f"{file} has format version {version!r}, this program reads {FORMAT_VERSION}: {_way(version)}"
         )
     try:
         return Manifest.from_dict(data)
     except ValueError as error:
         raise BundleError(f"{file} is no manifest: {error}") from error
+
+
+def _way(version: object) -> str:
+    """What to do with a bundle of another format version."""
+    again = "export the checkpoint again with this medusa-rt (medusa-export bundle CHECKPOINT OUT)"
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        return f"upgrade medusa-rt to the one that wrote the bundle, or {again}"
+    return f"{again}, or use the medusa-rt that wrote the bundle"
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _served(manifest: Manifest) -> set[str]:
+    """The files that a runtime opens: the ensemble's graph, and what travels with it."""
+    spec, served = manifest.ensemble, {ENSEMBLE}
+    if manifest.adaptation_strength is not None:
+        served.add(ADAPTATION)
+    for encoder in spec.encoders:
+        served.update(source.removeprefix("bundle:") for source in encoder.sources if source.startswith("bundle:"))
+        if encoder.kind == "whisper-onnx":
+            served.add(graph_file(encoder))
+        if encoder.kind == "text-transformer" and encoder in inputs_of(spec):
+            served.add(tokenizer_file(encoder.name))
+    return served
 
 
 def _listing(folder: Path) -> list[str]:

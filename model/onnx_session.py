@@ -90,7 +90,17 @@ def load_graph(
         found = {node.name: tuple(size if isinstance(size, int) else None for size in node.shape) for node in nodes}
         if not _fits(found, expected):
             raise BundleError(f"{path} has the {side} {found}, the manifest says {expected}: export the bundle again")
+        if other := {node.name: node.type for node in nodes if node.type != _element(node.name)}:
+            wanted = {name: _element(name) for name in other}
+            raise BundleError(f"{path} has the {side} {other}, the manifest says {wanted}: export the bundle again")
     return session
+
+
+def _element(name: str) -> str:
+    """The type of a tensor, which follows from what it is called: token ids, masks, and numbers."""
+    if name == "ids":
+        return "tensor(int64)"
+    return "tensor(bool)" if name == "mask" or name.endswith("_mask") else "tensor(float)"
 
 
 def _fits(found: Shapes, expected: Shapes) -> bool:

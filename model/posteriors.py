@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from model.labels import ATTRIBUTES, CLASSES
 
-_EPSILON: Final = 1e-9
+EPSILON: Final = 1e-9
+"""Added to every probability before logarithms are taken of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def disagreement(member_probabilities: npt.NDArray[np.float32]) -> float:
     members = len(member_probabilities)
     if members < 2:
         return 0.0
-    p = member_probabilities.astype(np.float64) + _EPSILON
+    p = member_probabilities.astype(np.float64) + EPSILON
     p /= p.sum(axis=1, keepdims=True)
     mean = p.mean(axis=0)
     divergence = (p * np.log2(p / mean)).sum(axis=1).mean()

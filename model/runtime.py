@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from model.adaptation import Adaptation
 from model.bundle import ENSEMBLE, Bundle, inputs_of, mask_of, read_bundle
 from model.features import Frames, collate
-from model.onnx_encoders import OnnxHiddenStates, OnnxTextEncoder, text_encoder_of
+from model.onnx_encoders import OnnxHiddenStates, OnnxSpeechEncoder, OnnxTextEncoder, with_graphs
 from model.onnx_session import CPU, load_graph
 from model.posteriors import Posteriors, posteriors_of
 from model.spec import EncoderSpec
@@ -69,14 +70,18 @@ class Runtime:
     Attributes:
         bundle: where it came from.
         ensemble: frames to posteriors.
-        text: texts to frames; None where the bundle reads no text.
+        speech: the speech transformers: utterances to frames.
+        text: the text transformers: texts to frames.
         hidden_states: Whisper's encoder; None where CTranslate2 encodes.
+        adaptation: of functionals to their channel; None where they are read as they are.
     """
 
     bundle: Bundle
     ensemble: EnsembleRuntime
-    text: OnnxTextEncoder | None
+    speech: tuple[OnnxSpeechEncoder, ...]
+    text: tuple[OnnxTextEncoder, ...]
     hidden_states: OnnxHiddenStates | None
+    adaptation: Adaptation | None = None
 
 
 def load_runtime(path: Path, threads: int, acoustic_providers: Sequence[str] = (CPU,)) -> Runtime:
@@ -85,17 +90,23 @@ def load_runtime(path: Path, threads: int, acoustic_providers: Sequence[str] = (
     Args:
         path: the bundle's folder.
         threads: threads of one call.
-        acoustic_providers: for Whisper's encoder, which takes most of the time; the rest runs on the CPU.
+        acoustic_providers: for the encoders that read audio, which take most of the time; the rest runs on the CPU.
 
     Raises:
         BundleError: if the bundle is damaged or not what its manifest says.
         ProviderError: as for `make_session`.
     """
     bundle = read_bundle(path)
-    text = OnnxTextEncoder(bundle, threads) if text_encoder_of(bundle) else None
+    graphs = with_graphs(bundle.spec)
+    speech = tuple(
+        OnnxSpeechEncoder(bundle, encoder, threads, acoustic_providers)
+        for encoder in graphs
+        if encoder.kind == "speech-transformer"
+    )
+    text = tuple(OnnxTextEncoder(bundle, encoder, threads) for encoder in graphs if encoder.kind == "text-transformer")
     whisper = bundle.spec.whisper
     hidden_states = OnnxHiddenStates(bundle, threads, acoustic_providers) if whisper and whisper.states else None
-    return Runtime(bundle, EnsembleRuntime(bundle, threads), text, hidden_states)
+    return Runtime(bundle, EnsembleRuntime(bundle, threads), speech, text, hidden_states, bundle.adaptation())
 
 
 def _frames_of(encoder: EncoderSpec, index: int, item: Mapping[str, Frames]) -> Frames:

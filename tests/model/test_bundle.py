@@ -45,9 +45,12 @@ def describe(spec: EnsembleSpec) -> Manifest:
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     folder = tmp_path / "bundle"
-    (folder / "members").mkdir(parents=True)
+    for name in ("encoders", "members", "tokenizers"):
+        (folder / name).mkdir(parents=True)
     (folder / "ensemble.onnx").write_bytes(GRAPH)
+    (folder / "encoders" / "whisper.onnx").write_bytes(GRAPH[1:])
     (folder / "members" / "voice.onnx").write_bytes(GRAPH[::-1])
+    (folder / "tokenizers" / "text.json").write_text("{}")
     (folder / "MODEL_CARD.md").write_text("# Tiny\n")
     write_manifest(folder, describe(tiny_spec()))
     return folder
@@ -75,7 +78,7 @@ def test_reads_what_was_written(bundle: Path) -> None:
 
 def test_sums_are_those_of_sha256sum(bundle: Path) -> None:
     subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=bundle, check=True, capture_output=True)
-    assert len((bundle / "SHA256SUMS").read_text().splitlines()) == 4
+    assert len((bundle / "SHA256SUMS").read_text().splitlines()) == 6
 
 
 def test_id_depends_on_the_files_alone(bundle: Path, tmp_path: Path) -> None:
@@ -117,12 +120,37 @@ def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
     assert "is no bundle" in refusal(tmp_path / "absent")
 
 
-@pytest.mark.parametrize("version", [0, FORMAT_VERSION + 1, "1", None])
+@pytest.mark.parametrize("version", [0, 1, FORMAT_VERSION + 1, "1", True, None])
 def test_another_format_version_is_refused_with_the_way_forward(bundle: Path, version: object) -> None:
     change_manifest(bundle, lambda data: data.update(format_version=version))
     reason = refusal(bundle)
     assert f"format version {version!r}, this program reads {FORMAT_VERSION}" in reason
-    assert "export the checkpoint again" in reason
+    assert "export the checkpoint again with this medusa-rt (medusa-export bundle CHECKPOINT OUT)" in reason
+    assert ("upgrade medusa-rt" in reason) == (version == FORMAT_VERSION + 1)
+
+
+def test_what_the_ensemble_runs_must_be_there(bundle: Path) -> None:
+    """A manifest that lists what is there, but not all that would be opened."""
+    for name in ("encoders/whisper.onnx", "tokenizers/text.json"):
+        (bundle / name).unlink()
+    write_manifest(bundle, describe(tiny_spec()))
+    assert "lacks encoders/whisper.onnx, tokenizers/text.json, which its ensemble runs" in refusal(bundle)
+
+
+@pytest.mark.parametrize("source", ["bundle:../secret.onnx", "bundle:/etc/hostname", "bundle:encoders/text.onnx"])
+def test_a_graph_that_no_hash_vouches_for_is_refused(bundle: Path, source: str) -> None:
+    (bundle.parent / "secret.onnx").write_bytes(GRAPH)
+    write_manifest(bundle, describe(tiny_spec(tiny_encoders(text=source))))
+    assert f"lacks {source.removeprefix('bundle:')}, which its ensemble runs" in refusal(bundle)
+
+
+def test_a_signature_is_no_file_of_the_bundle(bundle: Path) -> None:
+    """It is made after the sums, and one that does not fit any more is not kept."""
+    before = read_bundle(bundle)
+    (bundle / "SHA256SUMS.sig").write_bytes(bytes(64))
+    assert read_bundle(bundle) == before
+    write_manifest(bundle, describe(tiny_spec()))
+    assert not (bundle / "SHA256SUMS.sig").exists()
 
 
 @pytest.mark.parametrize(
@@ -131,13 +159,24 @@ def test_another_format_version_is_refused_with_the_way_forward(bundle: Path, ve
         (lambda data: data.pop("opset"), "fields missing: ['opset']"),
         (lambda data: data.update(colour="red"), "fields unknown: ['colour']"),
         (lambda data: data.update(temperature=0), "temperature is above 0"),
-        (lambda data: data.update(temperature=True), "temperature has the wrong type"),
+        (lambda data: data.update(temperature=True), "temperature is a number, got True"),
         (lambda data: data.update(abstain_below=1.5), "abstain_below in 0..1"),
-        (lambda data: data.update(files=[]), "files has the wrong type"),
-        (lambda data: data["ensemble"].pop("members"), "not an ensemble description"),
+        (lambda data: data.update(files=[]), "files is an object, got []"),
+        (lambda data: data.update(costs={"text": {"flops": "many"}}), "costs['text']['flops'] is a number, got 'many'"),
+        (lambda data: data.update(precisions={"text": 16}), "precisions['text'] is text, got 16"),
+        (lambda data: data["ensemble"].pop("members"), "fields missing in ensemble: ['members']"),
+        (lambda data: data["ensemble"]["encoders"][0].update(dim="16"), "ensemble.encoders[0].dim is a whole number"),
+        (lambda data: data["ensemble"]["encoders"][1].update(kind="ears"), "encoders[1].kind is one of 'whisper-"),
+        (lambda data: data["ensemble"]["encoders"][2].update(sources="path:text"), "encoders[2].sources is a list"),
+        (lambda data: data["ensemble"]["members"][1].update(hands=2), "unknown in ensemble.members[1]: ['hands']"),
+        (lambda data: data["ensemble"]["members"][1].update(heads=3), "heads must divide dim"),
+        (lambda data: data["parity"].update(ensemble=2e-5), "parity says 2e-05 for 'ensemble', but at most 1e-05"),
+        (lambda data: data.update(tolerances={}), "name the same figures"),
+        (lambda data: data["parity"].update(ensemble=float("nan")), "NaN is no number in JSON"),
         (lambda data: data["ensemble"].update(trained_classes=["joy"]), "unknown emotion classes"),
         (lambda data: data["inputs"].update(text=[None, None, 7]), "do not fit the ensemble"),
-        (lambda data: data["inputs"].update(text=3), "a shape is a list"),
+        (lambda data: data["inputs"].update(text=3), "inputs['text'] is a list, got 3"),
+        (lambda data: data["files"].update({"ensemble.onnx": "0" * 64}), "ensemble.onnx is damaged"),
         (lambda data: data.update(bundle_id="tiny-000000000000"), "calls itself 'tiny-000000000000'"),
         (lambda data: data.update(abstain_below=0.9), "do not agree"),
     ],

@@ -1,0 +1,177 @@
+"""What one utterance costs in each component: floating-point operations, parameters, bytes on disk.
+
+A multiply-add counts as two operations. Matrix products, convolutions and attention are counted, on shapes that follow from
+the graphs themselves (onnxruntime's shape inference); norms, activations and sums are not: they are a few per cent.
+
+A graph whose shapes depend on values, or that takes no utterance so long, has no count; an encoder that CTranslate2 or numpy
+runs has no graph.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+import onnx
+from onnx import TensorProto, helper
+from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
+from torch import Tensor
+
+from model.audio import MEL_HOP, SAMPLE_RATE_HZ, WHISPER_HOP, bucket_length
+from model.bundle import (
+    ENSEMBLE,
+    SPEECH_AUDIO,
+    SPEECH_AUDIO_MASK,
+    TEXT_INPUTS,
+    WHISPER_INPUT,
+    graph_file,
+    inputs_of,
+    mask_of,
+)
+from model.features import FUNCTIONALS_STEPS
+from model.network.checkpoint import Checkpoint
+from model.spec import EncoderSpec
+
+UTTERANCE_S: Final = 4.0
+"""Length of the utterance that is counted."""
+TOKENS_PER_S: Final = 3.5
+"""Tokens of a second of speech: two and a half words, somewhat more pieces than words."""
+
+Sizes = dict[str, list[int]]
+"""Input -> its sizes."""
+Costs = dict[str, dict[str, float]]
+
+_PRODUCTS: Final = {"MatMul", "FusedMatMul", "MatMulInteger", "Gemm"}
+_CONVOLUTIONS: Final = {"Conv", "ConvInteger"}
+_NO_COUNT: Final = -1
+
+
+def component_costs(checkpoint: Checkpoint, folder: Path, seconds: float = UTTERANCE_S) -> Costs:
+    """Component ("encoder NAME", "member NAME", "meta-classifier", "ensemble") -> "flops", "parameters", "bytes".
+
+    Args:
+        checkpoint: what was exported.
+        folder: the bundle's graphs.
+        seconds: length of the one utterance that is counted.
+
+    Returns:
+        "flops" is missing where a graph cannot be counted. The bytes of the ensemble are those of its own file:
+        its weights lie beside the members' graphs.
+    """
+    spec = checkpoint.spec
+    frames = {encoder.name: encoder for encoder in inputs_of(spec)}
+    parameters = [_count(member.parameters()) for member in checkpoint.members]
+    meta = _count(checkpoint.meta.parameters())
+    costs: Costs = {}
+    for encoder in spec.encoders:
+        path = folder / graph_file(encoder)
+        if path.is_file():
+            costs[f"encoder {encoder.name}"] = _cost(path, _encoder_sizes(encoder, seconds))
+    for member, count in zip(checkpoint.members, parameters, strict=True):
+        sizes = frame_sizes([frames[name] for name in member.spec.modalities], seconds)
+        costs[f"member {member.spec.name}"] = _cost(folder / "members" / f"{member.spec.name}.onnx", sizes, count)
+    costs["meta-classifier"] = _cost(folder / "meta.onnx", {}, meta)
+    costs["ensemble"] = _cost(folder / ENSEMBLE, frame_sizes(frames.values(), seconds), sum(parameters) + meta)
+    return costs
+
+
+def graph_flops(model: onnx.ModelProto, sizes: Mapping[str, list[int]]) -> int:
+    """Operations of one run on inputs of these sizes; what an input of another name leaves open is 1.
+
+    Raises:
+        ValueError: if the shape of a product or convolution does not follow from the sizes, or the graph takes none such.
+    """
+    bound = onnx.ModelProto()
+    bound.CopyFrom(model)
+    del bound.graph.value_info[:]
+    for item in bound.graph.input:
+        for place, size in enumerate(item.type.tensor_type.shape.dim):
+            if not size.HasField("dim_value"):
+                size.dim_value = sizes[item.name][place] if item.name in sizes else 1
+    inside = [tensor for tensor in bound.graph.initializer if tensor.data_location != TensorProto.EXTERNAL]
+    for tensor in bound.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:  # its values decide no shape and are not read
+            bound.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    kept = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in inside]
+    del bound.graph.initializer[:]
+    bound.graph.initializer.extend(kept)
+    try:
+        shapes = _shapes(SymbolicShapeInference.infer_shapes(bound, auto_merge=True))
+    except Exception as error:  # its failures have no class of their own, from assertions to key errors
+        raise ValueError(f"no shapes follow from inputs of {dict(sizes)}: {error!r}") from error
+    return sum(_node_flops(node, shapes) for node in bound.graph.node if node.op_type in _PRODUCTS | _CONVOLUTIONS)
+
+
+def frame_sizes(encoders: Iterable[EncoderSpec], seconds: float) -> Sizes:
+    """Sizes of frames `[1, F, d]` and masks `[1, F]` of one utterance, whole steps of every encoder."""
+    sizes: Sizes = {}
+    for encoder in encoders:
+        steps = -(-_frames(encoder, seconds) // encoder.stack)
+        sizes[encoder.name] = [1, steps * encoder.stack, encoder.dim]
+        sizes[mask_of(encoder.name)] = sizes[encoder.name][:2]
+    return sizes
+
+
+def _node_flops(node: onnx.NodeProto, shapes: Mapping[str, list[int]]) -> int:
+    first, second, out = (shapes.get(name, [_NO_COUNT]) for name in (node.input[0], node.input[1], node.output[0]))
+    if _NO_COUNT in (*first, *second, *out):
+        raise ValueError(
+            f"the shapes of {node.op_type} {node.name or node.output[0]} depend on values: {first}, {second}"
+        )
+    if node.op_type in _CONVOLUTIONS:
+        return 2 * math.prod(out) * math.prod(second[1:])
+    swapped = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+    return 2 * math.prod(out) * first[-2 if swapped else -1]
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
+    """Tensor -> its sizes, `_NO_COUNT` for those that are not known."""
+    shapes = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+    for item in (*model.graph.input, *model.graph.value_info, *model.graph.output):
+        kind = item.type.tensor_type
+        if kind.HasField("shape"):
+            sizes = [size.dim_value if size.HasField("dim_value") else _NO_COUNT for size in kind.shape.dim]
+            shapes.setdefault(item.name, sizes)
+    return shapes
+
+
+def _cost(path: Path, sizes: Mapping[str, list[int]], parameters: int | None = None) -> dict[str, float]:
+    model = onnx.load(path, load_external_data=False)
+    weights = path.with_suffix(".weights")
+    found: dict[str, float] = {
+        "parameters": _stored(model) if parameters is None else parameters,
+        "bytes": path.stat().st_size + (weights.stat().st_size if weights.is_file() else 0),
+    }
+    try:
+        return {"flops": graph_flops(model, sizes), **found}
+    except ValueError:
+        return found
+
+
+def _encoder_sizes(encoder: EncoderSpec, seconds: float) -> Sizes:
+    samples = round(seconds * SAMPLE_RATE_HZ)
+    tokens = round(seconds * TOKENS_PER_S)
+    frames = bucket_length(samples) // WHISPER_HOP
+    if encoder.kind == "text-transformer":
+        return dict.fromkeys(TEXT_INPUTS, [1, tokens])
+    if encoder.kind == "speech-transformer":
+        return dict.fromkeys((SPEECH_AUDIO, SPEECH_AUDIO_MASK), [1, samples])
+    return {WHISPER_INPUT: [1, 0, 2 * frames]}  # the number of mel bands stands in the graph
+
+
+def _frames(encoder: EncoderSpec, seconds: float) -> int:
+    if encoder.kind == "functionals":
+        return FUNCTIONALS_STEPS
+    if encoder.kind == "text-transformer":
+        return max(1, round(seconds * TOKENS_PER_S))
+    return round(seconds * SAMPLE_RATE_HZ / (MEL_HOP if encoder.kind == "prosody" else WHISPER_HOP))
+
+
+def _count(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _stored(model: onnx.ModelProto) -> int:
+    """Parameters that a graph holds: what is no index and no single number."""
+    kinds = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
+    return sum(math.prod(t.dims) for t in model.graph.initializer if t.data_type not in kinds and math.prod(t.dims) > 1)

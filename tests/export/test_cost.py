@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+from export.cost import component_costs, frame_sizes, graph_flops
+from export.to_onnx import export_member
+from model.network.checkpoint import load_checkpoint
+from model.network.deepser import DeepSER
+from model.spec import EncoderSpec, MemberSpec
+from tests.model.tiny import tiny_bundle
+
+STEPS, WIDTH, D, LAYERS, FF, CLASSES, ATTRIBUTES = 14, 12, 16, 1, 24, 8, 3
+
+
+def graph_of(
+    node: onnx.NodeProto, inputs: dict[str, list[int | str]], weights: dict[str, list[int]]
+) -> onnx.ModelProto:
+    """A graph of one node, whose output has as many dimensions as its first input."""
+    given = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()]
+    rank = len(next(iter(inputs.values())))
+    out = helper.make_tensor_value_info(node.output[0], TensorProto.FLOAT, [None] * rank)
+    constants = [onnx.numpy_helper.from_array(torch.zeros(shape).numpy(), name) for name, shape in weights.items()]
+    graph = helper.make_graph([node], "g", given, [out], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_a_linear_layer_by_hand() -> None:
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    model = graph_of(node, {"x": ["batch", "steps", 5]}, {"w": [5, 7]})
+    assert graph_flops(model, {"x": [2, 11, 5]}) == 2 * (2 * 11) * 5 * 7
+    assert graph_flops(model, {}) == 2 * 5 * 7  # one step of one utterance
+
+
+def test_a_convolution_by_hand() -> None:
+    node = helper.make_node("Conv", ["x", "w"], ["y"], strides=[2], group=2)
+    model = graph_of(node, {"x": ["batch", 4, "samples"]}, {"w": [6, 2, 3]})
+    assert graph_flops(model, {"x": [1, 4, 21]}) == 2 * (6 * 10) * (2 * 3)  # ten places, six channels
+
+
+def test_attention_and_all_else_of_a_member_by_hand() -> None:
+    encoder = EncoderSpec("text", "text-transformer", WIDTH, 1)
+    member = DeepSER(MemberSpec("m", ("text",), D, 2, LAYERS, FF, 0.0, 1), {"text": encoder}).eval()
+    attention = 2 * STEPS * STEPS * D  # scores, and the values that they weigh
+    layer = STEPS * (3 * D * D + D * D + 2 * D * FF) + attention
+    pooling = STEPS * D
+    leg = STEPS * (WIDTH * D + D * D) + layer + pooling
+    fusion = STEPS * (D * D + D * D) + layer + pooling
+    heads = 2 * D * D + D * (CLASSES + ATTRIBUTES)
+    found = graph_flops(export_member(member, {"text": encoder}), frame_sizes([encoder], 4.0))
+    assert found == 2 * (leg + fusion + heads)
+
+
+def test_every_component_of_a_bundle_has_its_costs() -> None:
+    exported = tiny_bundle()
+    checkpoint = load_checkpoint(exported.checkpoint)
+    costs = component_costs(checkpoint, exported.bundle)
+    names = {"encoder whisper", "encoder text", "member voice", "member words", "meta-classifier", "ensemble"}
+    assert set(costs) == names
+    assert min(value for cost in costs.values() for value in cost.values()) > 0
+    without = {name for name, cost in costs.items() if set(cost) != {"flops", "parameters", "bytes"}}
+    assert without == {"encoder whisper"}  # this one takes a second of speech at most
+    assert set(costs["encoder whisper"]) == {"parameters", "bytes"}
+    counted = sum(parameter.numel() for parameter in checkpoint.members[0].parameters())
+    assert costs["member voice"]["parameters"] == counted
+    parts = ("member voice", "member words", "meta-classifier")
+    assert costs["ensemble"]["parameters"] == sum(costs[part]["parameters"] for part in parts)
+    assert costs["ensemble"]["flops"] == pytest.approx(sum(costs[part]["flops"] for part in parts), rel=1e-3)
+    weights = [exported.bundle / "members" / f"voice.{kind}" for kind in ("onnx", "weights")]
+    assert costs["member voice"]["bytes"] == sum(path.stat().st_size for path in weights)
+
+
+def test_a_longer_utterance_costs_more() -> None:
+    exported = tiny_bundle()
+    checkpoint = load_checkpoint(exported.checkpoint)
+    short, long = (component_costs(checkpoint, Path(exported.bundle), seconds) for seconds in (2.0, 8.0))
+    for name in ("encoder text", "member voice", "ensemble"):
+        assert long[name]["flops"] > 2 * short[name]["flops"]
