@@ -5,18 +5,19 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from daemon.errors import UpstreamError
-from daemon.messages import CallEvent, EmotionEvent, Totals
+from daemon.messages import CallEvent, CallInfo, EmotionEvent, Scores, Totals, Utterance
 from daemon.pipeline import Call, Services
 from daemon.session import Previews, Session
 from daemon.sinks.memory import MemorySink
 from daemon.wire import Message
+from model.adaptation import NO_HISTORY, History
 from model.audio import PRE_PAD, SAMPLE_RATE_HZ, VAD_WINDOW, Samples, ms_from_samples
 from model.segmenter import Endpointing
 from tests.factories import make_info
@@ -389,3 +390,47 @@ async def test_a_feed_that_was_cancelled_ends_before_the_close_begins() -> None:
     found = [event.utterance.index for event in sink.events if isinstance(event, EmotionEvent)]
     assert found == [0, 1]
     assert call.totals == Totals(received_samples=40 * VAD_WINDOW + 5, utterances=2, finals=2)
+
+
+class CountingScorer(ScriptedScorer):
+    """Counts the finals of each history as a real engine would add them up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: list[tuple[int, int, int, float]] = []
+
+    async def score(
+        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead: bool = False
+    ) -> Scores:
+        self.known.append((utterance.channel, utterance.index, utterance.interim, history.weight))
+        scores = await super().score(info, utterance, history, ahead=ahead)
+        return replace(scores, history=History(None, history.weight + 1))
+
+
+@pytest.mark.parametrize("ahead", [0, AHEAD])
+async def test_each_channel_is_heard_against_its_own_finals(ahead: int) -> None:
+    scorer = CountingScorer()
+    speech = SPEECH * 3
+    scripts = (speech + PAUSE + speech + PAUSE + speech + PAUSE, [0.0] * len(speech + PAUSE) + speech + PAUSE)
+    async with playing(*scripts, scorer=scorer, interim=INTERIM, ahead=ahead) as played:
+        for _ in range(0, len(scripts[0]), 5):
+            await played.feed(5)
+            await asyncio.sleep(0)
+        await played.finish()
+    assert {(channel, index) for channel, index, _, _ in scorer.known} == {(0, 0), (0, 1), (0, 2), (1, 0)}
+    assert any(interim for _, _, interim, _ in scorer.known)
+    assert all(weight == index for _, index, _, weight in scorer.known)
+
+
+async def test_nothing_is_scored_ahead_of_what_its_channel_still_waits_for() -> None:
+    scorer = CountingScorer()
+    scorer.gate.clear()
+    async with playing(SPEECH + PAUSE + SPEECH + PAUSE, scorer=scorer, ahead=AHEAD) as played:
+        await played.feed(len(SPEECH + PAUSE + SPEECH) + 8)  # the second pause begins, the first utterance waits
+        await asyncio.sleep(0.01)
+        assert [utterance.index for utterance in scorer.ahead] == [0]
+        scorer.gate.set()
+        await played.feed(len(PAUSE))
+        await played.finish()
+    assert [event.utterance.index for event in finals(played)] == [0, 1]
+    assert all(weight == index for _, index, _, weight in scorer.known)
