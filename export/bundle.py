@@ -2,26 +2,24 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import onnx
 
+from export.cost import component_costs
+from export.encoders import write_graph
 from export.errors import DestinationError
-from export.parity import Figure, Limits, TextReference, check, measure, measure_text_graph
-from export.quantize import compact, shrink_text_encoder
+from export.parity import Figure, Limits, check, encoder_figure, measure
+from export.precision import ENSEMBLE_COMPONENT, Precision, Precisions, converted
+from export.references import reference_of
 from export.shared_weights import WeightStore
-from export.to_onnx import (
-    OPSET,
-    export_ensemble,
-    export_member,
-    export_meta,
-    export_text_encoder,
-    export_whisper_encoder,
-)
+from export.to_onnx import OPSET, export_ensemble, export_member, export_meta
 from model.bundle import (
+    ADAPTATION,
     ENSEMBLE,
     Manifest,
     ensemble_inputs,
@@ -32,7 +30,8 @@ from model.bundle import (
     write_manifest,
 )
 from model.network.checkpoint import Checkpoint, load_checkpoint
-from model.network.whisper_encoder import load_whisper_encoder
+from model.network.speech_encoder import described
+from model.onnx_encoders import with_graphs
 from model.sources import WEIGHTS, resolve_encoder, sha256_of
 from model.spec import EncoderSpec, EnsembleSpec
 
@@ -45,6 +44,7 @@ def write_bundle(
     out: Path,
     progress: Progress = lambda what, done, total: None,
     limits: Limits | None = None,
+    precisions: Precisions | None = None,
 ) -> Manifest:
     """Exports a checkpoint to a new folder `out`, which appears only once everything is written and checked.
 
@@ -53,9 +53,11 @@ def write_bundle(
         out: the bundle's folder; must not exist.
         progress: told what is done.
         limits: largest accepted differences from the networks.
+        precisions: of encoders, members and ensemble.
 
     Raises:
         DestinationError: if `out` exists.
+        PrecisionError: if a precision is chosen for what the ensemble does not have.
         ParityError: if a graph does not compute what its network computes; nothing is written then.
         SpecError: if the checkpoint is not complete.
         SourceError: if the weights of an encoder are not to be had.
@@ -63,15 +65,20 @@ def write_bundle(
     if out.exists():
         raise DestinationError(f"{out} exists already: remove it or name another folder")
     checkpoint, limits = load_checkpoint(checkpoint_folder), limits or Limits()
-    text = text_reference(checkpoint.spec)
+    chosen = (precisions or Precisions()).of(checkpoint.spec)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         staged = Path(temporary) / out.name
         staged.mkdir()
-        figures = _write_graphs(checkpoint, text, staged, progress, limits)
+        figures = _write_graphs(checkpoint, chosen, staged, progress, limits)
+        if checkpoint.adaptation is not None:
+            np.save(staged / ADAPTATION, checkpoint.adaptation.reference)
         (staged / "MODEL_CARD.md").write_text(checkpoint.model_card, encoding="utf-8")
-        manifest = write_manifest(staged, _manifest(checkpoint, staged))
-        figures += measure(checkpoint, read_bundle(staged), text, limits)
+        described = replace(
+            _manifest(checkpoint, staged), precisions=dict(chosen), costs=component_costs(checkpoint, staged)
+        )
+        manifest = write_manifest(staged, described)
+        figures += measure(checkpoint, read_bundle(staged), limits)
         check(figures)
         parity = {figure.name: figure.value for figure in figures}
         tolerances = {figure.name: figure.limit for figure in figures}
@@ -81,49 +88,47 @@ def write_bundle(
     return manifest
 
 
-def text_reference(spec: EnsembleSpec) -> TextReference | None:
-    """The text encoder in torch, None where the ensemble reads no text.
-
-    Raises:
-        SourceError: if no source has its weights.
-    """
-    encoder = next((encoder for encoder in spec.encoders if encoder.kind == "text-transformer"), None)
-    return TextReference(encoder) if encoder else None
-
-
 def _write_graphs(
-    checkpoint: Checkpoint, text: TextReference | None, folder: Path, progress: Progress, limits: Limits
+    checkpoint: Checkpoint, precisions: Mapping[str, Precision], folder: Path, progress: Progress, limits: Limits
 ) -> list[Figure]:
-    """Writes every graph and tokenizer; measures the encoders' graphs, of which the float32 one of text does not stay."""
+    """Writes every graph and tokenizer; measures the encoders' float32 graphs, which may not stay."""
     encoders = {encoder.name: encoder for encoder in checkpoint.spec.encoders}
     total = len(checkpoint.members) + 3
     for name in ("encoders", "members", "tokenizers"):
         (folder / name).mkdir()
-    figures = _write_encoders(checkpoint.spec, text, folder, limits)
+    figures = _write_encoders(checkpoint.spec, precisions, folder, limits)
     progress("export", 1, total)
     store = WeightStore(folder)
     for done, member in enumerate(checkpoint.members, 2):
-        store.write_with_weights(compact(export_member(member, encoders)), f"members/{member.spec.name}.onnx")
+        graph = converted(export_member(member, encoders), precisions[f"member {member.spec.name}"])
+        store.write_with_weights(graph, f"members/{member.spec.name}.onnx")
         progress("export", done, total)
     onnx.save(export_meta(checkpoint.meta, len(checkpoint.members)), folder / "meta.onnx")
     progress("export", total - 1, total)
-    store.write(compact(export_ensemble(checkpoint.ensemble())), ENSEMBLE)
+    store.write(converted(export_ensemble(checkpoint.ensemble()), precisions[ENSEMBLE_COMPONENT]), ENSEMBLE)
     progress("export", total, total)
     return figures
 
 
-def _write_encoders(spec: EnsembleSpec, text: TextReference | None, folder: Path, limits: Limits) -> list[Figure]:
+def _write_encoders(
+    spec: EnsembleSpec, precisions: Mapping[str, Precision], folder: Path, limits: Limits
+) -> list[Figure]:
     figures: list[Figure] = []
-    for encoder in spec.encoders:
-        if encoder.kind == "text-transformer" and text is not None:
-            graph = export_text_encoder(text.network)
-            figures.append(measure_text_graph(text, graph.SerializeToString(), limits))
-            onnx.save(shrink_text_encoder(graph), folder / graph_file(encoder))
-            shutil.copyfile(text.folder / "tokenizer.json", folder / tokenizer_file(encoder.name))
-        if encoder.kind == "whisper-onnx":
-            onnx.save(compact(export_whisper_encoder(load_whisper_encoder(encoder))), folder / graph_file(encoder))
-    check(figures)  # the other graphs take minutes
+    for encoder in with_graphs(spec):
+        path = folder / graph_file(encoder)
+        figures.append(_write_float32(encoder, path, limits))
+        check(figures)  # the other graphs take minutes
+        write_graph(converted(onnx.load(path), precisions[f"encoder {encoder.name}"]), path)
+        if encoder.kind == "text-transformer":
+            shutil.copyfile(resolve_encoder(encoder) / "tokenizer.json", folder / tokenizer_file(encoder.name))
     return figures
+
+
+def _write_float32(encoder: EncoderSpec, path: Path, limits: Limits) -> Figure:
+    """In a function of its own: one encoder is in memory at a time, and none while its graph is converted."""
+    reference = reference_of(encoder)
+    write_graph(reference.graph(), path)
+    return encoder_figure(reference, path, limits)
 
 
 def _manifest(checkpoint: Checkpoint, folder: Path) -> Manifest:
@@ -140,14 +145,18 @@ def _manifest(checkpoint: Checkpoint, folder: Path) -> Manifest:
         parity={},
         inputs=ensemble_inputs(spec),
         outputs=ensemble_outputs(spec),
+        adaptation_strength=checkpoint.adaptation.strength if checkpoint.adaptation else None,
     )
 
 
 def _located(encoder: EncoderSpec, folder: Path) -> EncoderSpec:
     """The encoder as the bundle describes it: with its own graph, or with the hash of the weights outside."""
-    if encoder.kind == "text-transformer":
-        graph = graph_file(encoder)
-        return replace(encoder, sources=(f"bundle:{graph}",), sha256=sha256_of(folder / graph))
+    graph = graph_file(encoder)
+    if encoder.kind in ("text-transformer", "speech-transformer"):
+        if not (folder / graph).exists():  # no member reads it
+            return encoder
+        known = described(encoder, resolve_encoder(encoder)) if encoder.kind == "speech-transformer" else encoder
+        return replace(known, sources=(f"bundle:{graph}",), sha256=sha256_of(folder / graph))
     if encoder.kind in WEIGHTS:
         return replace(encoder, sha256=sha256_of(resolve_encoder(encoder) / WEIGHTS[encoder.kind]))
     return encoder

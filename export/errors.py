@@ -3,6 +3,7 @@
 ExportError
 |-- DestinationError   the place for what is written is taken
 |-- KeyFileError       a key for signing cannot be read or written
+|-- PrecisionError     (export/precision.py) a precision that is not known, or not to be had for a part
 `-- ParityError        a graph does not compute what its network computes
 """
 

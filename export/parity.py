@@ -1,58 +1,38 @@
-"""Graphs against networks: does a bundle compute what was trained?
+"""Graphs against networks: does a bundle compute what was trained, each component at its precision?
 
-Posteriors are compared, not logits: they are what a client sees. Attributes are compared over their range of 6.
-
-Shapes: B = batch, F = frames, T = tokens, M = members, K = compared values, d = width of a frame.
+A figure is one difference and what is accepted, named after its component: "encoder text, neighbours". The networks are
+float32 in torch, however a graph computes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
-import onnxruntime
-import torch
-from torch import nn
+import onnx
 
 from export.errors import ParityError
-from export.to_onnx import META_INPUT
-from model.audio import MIN_UTTERANCE, WHISPER_HOP, bucket_length
-from model.bundle import ENSEMBLE, TEXT_OUTPUT, WHISPER_INPUT, WHISPER_OUTPUT, Bundle, graph_file, inputs_of, mask_of
-from model.features import Frames, collate
-from model.labels import ATTRIBUTE_RANGE
+from export.parity_encoders import compare
+from export.parity_graphs import Differences, ensemble_differences, member_difference, meta_difference
+from export.parity_utterances import bundle_posteriors, example_utterances
+from export.precision import ENSEMBLE_COMPONENT, META, Precision, Precisions
+from export.references import Reference, reference_of
+from model.bundle import ENSEMBLE, Bundle, Manifest, graph_file
 from model.network.checkpoint import Checkpoint
-from model.network.deepser import DeepSER
-from model.network.encoders import TextEncoder, load_text_encoder
-from model.network.metaclassifier import WIDTH
-from model.network.whisper_encoder import WhisperEncoder, load_whisper_encoder
-from model.onnx_encoders import OnnxTextEncoder, text_encoder_of
-from model.onnx_session import make_session
-from model.runtime import EnsembleRuntime
-from model.sources import resolve_encoder
-from model.spec import EncoderSpec, EnsembleSpec
-from model.text import TextTokenizer, word_frames
+from model.onnx_encoders import with_graphs
+from model.spec import EnsembleSpec
 
-Array = npt.NDArray[np.float32]
-Feed = dict[str, npt.NDArray[Any]]
-Comparable = Callable[[Sequence[Array]], Array]
-"""A graph's outputs as one array `[B, K]` in units of probability."""
+BUNDLE: Final = "bundle"
+REFUSED: Final = "graphs that ONNX's checker refuses"
+OTHER_OPSET: Final = "graphs of another opset"
+_FEW_UTTERANCES: Final = 24
 
-TEXTS: Final = (
-    "",
-    "no",
-    "The airplane is almost full.",
-    "I am so sorry for your loss, this is heartbreaking.",
-    "   ",
-    "What the hell are you doing? I have been waiting for three weeks and nobody answers my calls!",
-    " ".join(["and then they laughed"] * 60),  # longer than the encoder takes: cut
-)
-_BATCH_SIZES: Final = (1, 2, len(TEXTS))
-_EXTRA_STEPS: Final = 3
-_PADDING_VALUE: Final = 9.0
-_META_ROWS: Final = 7
-_RANGE: Final = ATTRIBUTE_RANGE[1] - ATTRIBUTE_RANGE[0]
+
+def _by_precision(*, half: float, int8: float) -> Mapping[Precision, float]:
+    """Limits of what is not float32."""
+    return MappingProxyType({"fp16-weights": half, "fp16": half, "bf16": half, "int8": int8})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +40,27 @@ class Limits:
     """Largest accepted differences.
 
     Attributes:
-        posterior: of a float32 graph from its network, of padded from unpadded, of a batch from single utterances.
-        hidden: of the float32 encoders' hidden states, relative L2.
-        shrunk: of the shrunk text encoder's hidden states, relative L2.
-        bundle: of the posterior of the whole bundle, shrunk text encoder included.
+        hidden: of a float32 encoder's hidden states from its network, relative L2.
+        posterior: of a float32 graph's posterior from its network.
+        coarse_hidden: the same as `hidden` for other precisions. Wide: it finds mistakes; what counts is the posterior.
+        coarse_posterior: the same as `posterior` for other precisions.
+        coarse_invariance: of what padding and neighbours do to results in coarser arithmetic: a value at the edge of two
+            steps goes either way. In float32 `hidden` and `posterior` hold for it, however weights are stored.
+        other_class: share of utterances whose top class a bundle with an int8 component may change.
+        utterances: how many an int8 component is judged by.
     """
 
-    posterior: float = 1e-5
     hidden: float = 1e-5
-    shrunk: float = 2e-2
-    bundle: float = 2e-2
+    posterior: float = 1e-5
+    coarse_hidden: Mapping[Precision, float] = field(default_factory=lambda: _by_precision(half=2e-2, int8=1e-1))
+    coarse_posterior: Mapping[Precision, float] = field(default_factory=lambda: _by_precision(half=5e-3, int8=2e-2))
+    coarse_invariance: Mapping[Precision, float] = field(default_factory=lambda: _by_precision(half=5e-3, int8=1e-2))
+    other_class: float = 5e-3
+    utterances: int = 400
+
+    def accepted(self, precision: Precision) -> float:
+        """What is accepted of a posterior's difference."""
+        return self.posterior if precision == "fp32" else self.coarse_posterior[precision]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +75,38 @@ class Figure:
     def passes(self) -> bool:
         """Whether it is accepted; NaN is not."""
         return self.value <= self.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """A part of a bundle that has a graph.
+
+    Attributes:
+        name: "encoder NAME", "member NAME", "meta-classifier" or "ensemble".
+        file: its graph; large constants may lie beside it in a file that ends in ".weights".
+        precision: its arithmetic.
+    """
+
+    name: str
+    file: str
+    precision: Precision
+
+
+def components(manifest: Manifest) -> tuple[Component, ...]:
+    """The parts of a bundle, encoders first."""
+    return components_of(manifest.ensemble, {**Precisions().of(manifest.ensemble), **manifest.precisions})
+
+
+def components_of(spec: EnsembleSpec, precisions: Mapping[str, str]) -> tuple[Component, ...]:
+    """The parts of an ensemble at these precisions (`Precisions.of`)."""
+    files = {f"encoder {encoder.name}": graph_file(encoder) for encoder in with_graphs(spec)}
+    files |= {f"member {member.name}": f"members/{member.name}.onnx" for member in spec.members}
+    files |= {META: "meta.onnx", ENSEMBLE_COMPONENT: ENSEMBLE}
+    return tuple(Component(name, file, _known(precisions[name])) for name, file in files.items())
+
+
+def _known(precision: str) -> Precision:
+    return Precisions.parse([f"encoders={precision}"]).chosen["encoders"]
 
 
 def check(figures: Sequence[Figure]) -> None:
@@ -101,210 +124,86 @@ def check(figures: Sequence[Figure]) -> None:
         )
 
 
-class TextReference:
-    """The text encoder in torch, from the sources of the checkpoint.
+def measure(checkpoint: Checkpoint, bundle: Bundle, limits: Limits) -> list[Figure]:
+    """Every graph of a bundle against the checkpoint it should come from.
 
     Raises:
-        SourceError: if no source has the weights.
+        ParityError: if the bundle has other encoders or members, if ONNX's checker refuses a graph, or if one is of
+            another operator set.
+        PrecisionError: if the manifest names a precision that is not known.
+        SourceError: if the weights of an encoder are not to be had.
     """
-
-    def __init__(self, encoder: EncoderSpec) -> None:
-        self.folder = resolve_encoder(encoder)
-        self.network: TextEncoder = load_text_encoder(self.folder)
-        self.tokenizer = TextTokenizer(self.folder / "tokenizer.json")
-
-    def encode(self, texts: Sequence[str]) -> list[Frames]:
-        """Frames `float32 [F, d]` of each text."""
-        batch = self.tokenizer.encode(texts)
-        with torch.no_grad():
-            hidden = self.network(torch.from_numpy(batch.ids), torch.from_numpy(batch.mask))
-        return word_frames(hidden.numpy(), batch)
-
-
-def measure_text_graph(reference: TextReference, graph: bytes, limits: Limits) -> Figure:
-    """The float32 graph of a text encoder against its network, alone and in a batch."""
-    session = make_session(graph, threads=1)
-    worst = 0.0
-    for texts in ([TEXTS[1]], TEXTS):
-        batch = reference.tokenizer.encode(texts)
-        (hidden,) = session.run([TEXT_OUTPUT], {"ids": batch.ids, "mask": batch.mask})
-        worst = max(worst, _relative(reference.encode(texts), word_frames(hidden, batch)))
-    return Figure("text encoder, float32", worst, limits.hidden)
+    parts = {part.name: part for part in components(bundle.manifest)}
+    wanted = {part.name for part in components_of(checkpoint.spec, Precisions().of(checkpoint.spec))}
+    if wanted != parts.keys():
+        raise ParityError(f"the bundle has {', '.join(sorted(parts))}, the checkpoint {', '.join(sorted(wanted))}")
+    figures = _facts(bundle, parts.values())
+    check(figures)  # what ONNX refuses is not run
+    for encoder in with_graphs(checkpoint.spec):
+        part = parts[f"encoder {encoder.name}"]
+        found = compare(reference_of(encoder), bundle.path / part.file)
+        figures.append(Figure(part.name, found.network, _limit(part, limits.hidden, limits.coarse_hidden)))
+        invariance = _invariance(part, limits.hidden, limits)
+        figures.append(Figure(f"{part.name}, neighbours", found.neighbours, invariance))
+        if found.padding is not None:
+            figures.append(Figure(f"{part.name}, padding", found.padding, invariance))
+    for member in checkpoint.members:
+        part = parts[f"member {member.spec.name}"]
+        difference = member_difference(checkpoint, member, bundle.path / part.file)
+        figures.append(Figure(part.name, difference, limits.accepted(part.precision)))
+    figures.append(Figure(META, meta_difference(checkpoint, bundle.path / parts[META].file), limits.posterior))
+    figures += _ensemble_figures(ensemble_differences(checkpoint, bundle.path), parts[ENSEMBLE_COMPONENT], limits)
+    return figures + _bundle_figures(checkpoint, bundle, parts, limits)
 
 
-def measure(checkpoint: Checkpoint, bundle: Bundle, text: TextReference | None, limits: Limits) -> list[Figure]:
-    """Every graph of a bundle against the checkpoint it should come from."""
-    items = example_items(checkpoint)
-    figures = _ensemble_figures(checkpoint, bundle.path, items, limits)
-    figures += [_member_figure(member, checkpoint.spec, bundle.path, items, limits) for member in checkpoint.members]
-    figures.append(_meta_figure(checkpoint, bundle.path, limits))
-    whisper = checkpoint.spec.whisper
-    if whisper is not None and whisper.states:
-        figures += _whisper_figures(load_whisper_encoder(whisper), bundle.path / graph_file(whisper), limits)
-    if text is not None:
-        shipped = OnnxTextEncoder(bundle, threads=1)
-        alone = [shipped.encode([sentence])[0] for sentence in TEXTS]
-        figures.append(Figure("text encoder", _relative(text.encode(TEXTS), alone), limits.shrunk))
-        figures.append(Figure("text encoder, neighbours", _relative(alone, shipped.encode(TEXTS)), limits.hidden))
-    figures.append(_bundle_figure(checkpoint, bundle, text, items, limits))
+def encoder_figure(reference: Reference[Any], graph: Path, limits: Limits) -> Figure:
+    """The float32 graph of an encoder against its network, before it is given another precision."""
+    return Figure(f"encoder {reference.name}, float32", compare(reference, graph).network, limits.hidden)
+
+
+def _facts(bundle: Bundle, parts: Iterable[Component]) -> list[Figure]:
+    """What is not a difference but is checked of every graph: ONNX's own checker, and the operator set."""
+    refused = others = 0
+    for part in parts:
+        path = bundle.path / part.file
+        try:
+            onnx.checker.check_model(str(path), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
+            refused += 1
+        opsets = {entry.domain: entry.version for entry in onnx.load(path, load_external_data=False).opset_import}
+        others += opsets != {"": bundle.manifest.opset}
+    return [Figure(REFUSED, refused, 0), Figure(OTHER_OPSET, others, 0)]
+
+
+def _ensemble_figures(found: Differences, part: Component, limits: Limits) -> list[Figure]:
+    invariance = _invariance(part, limits.posterior, limits)
+    return [
+        Figure(part.name, found.network, limits.accepted(part.precision)),
+        Figure(f"{part.name}, padding", found.padding, invariance),
+        Figure(f"{part.name}, neighbours", found.neighbours, invariance),
+    ]
+
+
+def _bundle_figures(
+    checkpoint: Checkpoint, bundle: Bundle, parts: Mapping[str, Component], limits: Limits
+) -> list[Figure]:
+    """What a client sees: made utterances through encoders, features and ensemble."""
+    served = [part for part in parts.values() if part.name == ENSEMBLE_COMPONENT or part.name.startswith("encoder ")]
+    coarsest = max(limits.accepted(part.precision) for part in served)
+    int8 = any(part.precision == "int8" for part in served)
+    utterances = example_utterances(limits.utterances if int8 else _FEW_UTTERANCES)
+    expected, found = bundle_posteriors(checkpoint, bundle.path, utterances)
+    figures = [Figure(BUNDLE, float(np.abs(expected - found).max()), coarsest)]
+    if int8:
+        changed = float((expected.argmax(axis=1) != found.argmax(axis=1)).mean())
+        figures.append(Figure(f"{BUNDLE}, other top class", changed, limits.other_class))
     return figures
 
 
-def example_items(checkpoint: Checkpoint) -> list[dict[str, Frames]]:
-    """Utterances of many lengths: the shortest, multiples of `stack` and others, a transcript without words.
-
-    Frames are random with the mean and deviation of the training data, as the members standardise them.
-    """
-    generator = np.random.default_rng(0)
-    items: list[dict[str, Frames]] = [{} for _ in TEXTS]
-    for shift, encoder in enumerate(inputs_of(checkpoint.spec)):
-        stack = encoder.stack
-        lengths = [1, stack, stack + 1, 3 * stack - 1, 10 * stack, 17 * stack + stack // 2, 40 * stack]
-        if encoder.kind == "text-transformer":
-            lengths[0] = 0
-        member = next(member for member in checkpoint.members if encoder.name in member.spec.modalities)
-        statistics = member.stacks[encoder.name]
-        mean, scale = (getattr(statistics, name).numpy() for name in ("mean", "scale"))
-        for index, item in enumerate(items):
-            values = generator.standard_normal((lengths[(index + shift) % len(lengths)], encoder.dim))
-            item[encoder.name] = (values / scale + mean).astype(np.float32)
-    return items
+def _limit(part: Component, exact: float, coarse: Mapping[Precision, float]) -> float:
+    return exact if part.precision == "fp32" else coarse[part.precision]
 
 
-def _ensemble_figures(
-    checkpoint: Checkpoint, folder: Path, items: Sequence[Mapping[str, Frames]], limits: Limits
-) -> list[Figure]:
-    session = make_session(folder / ENSEMBLE, threads=1)
-    encoders = inputs_of(checkpoint.spec)
-    worst = _worst(session, checkpoint.ensemble(), encoders, items, _ensemble_values)
-    together = _ensemble_values(session.run(None, _feed(encoders, items)))
-    padded = _ensemble_values(session.run(None, _feed(encoders, items, _EXTRA_STEPS)))
-    alone = np.concatenate([_ensemble_values(session.run(None, _feed(encoders, [item]))) for item in items])
-    return [
-        Figure("ensemble", worst, limits.posterior),
-        Figure("ensemble, padding", _largest(together - padded), limits.posterior),
-        Figure("ensemble, neighbours", _largest(together - alone), limits.posterior),
-    ]
-
-
-def _member_figure(
-    member: DeepSER, spec: EnsembleSpec, folder: Path, items: Sequence[Mapping[str, Frames]], limits: Limits
-) -> Figure:
-    session = make_session(folder / "members" / f"{member.spec.name}.onnx", threads=1)
-    encoders = tuple(spec.encoder(name) for name in member.spec.modalities)
-    worst = _worst(session, member, encoders, items, _head_values)
-    return Figure(f"member {member.spec.name}", worst, limits.posterior)
-
-
-def _meta_figure(checkpoint: Checkpoint, folder: Path, limits: Limits) -> Figure:
-    shape = (_META_ROWS, WIDTH * len(checkpoint.members))
-    outputs = np.random.default_rng(0).random(shape, np.float32)
-    with torch.no_grad():
-        expected = [tensor.numpy() for tensor in checkpoint.meta(torch.from_numpy(outputs))]
-    found = make_session(folder / "meta.onnx", threads=1).run(None, {META_INPUT: outputs})
-    return Figure("meta-classifier", _largest(_head_values(expected) - _head_values(found)), limits.posterior)
-
-
-def _whisper_figures(network: WhisperEncoder, graph: Path, limits: Limits) -> list[Figure]:
-    """A Whisper encoder's graph against its network: every length class, alone and in a batch."""
-    session, generator = make_session(graph, threads=1), np.random.default_rng(0)
-    worst = neighbours = 0.0
-    for frames in _whisper_lengths(network.max_frames):
-        mels = generator.standard_normal((3, network.bands, 2 * frames)).astype(np.float32)
-        (found,) = session.run([WHISPER_OUTPUT], {WHISPER_INPUT: mels})
-        (alone,) = session.run([WHISPER_OUTPUT], {WHISPER_INPUT: mels[:1]})
-        with torch.no_grad():
-            expected = network(torch.from_numpy(mels)).numpy()
-        worst = max(worst, _relative(list(expected), list(found)))
-        neighbours = max(neighbours, _relative(list(alone), list(found[:1])))
-    return [
-        Figure("whisper encoder", worst, limits.hidden),
-        Figure("whisper encoder, neighbours", neighbours, limits.hidden),
-    ]
-
-
-def _whisper_lengths(longest: int) -> list[int]:
-    """The shortest input, the shortest bucket and one off it, the longest."""
-    bucket = bucket_length(MIN_UTTERANCE) // WHISPER_HOP
-    return [length for length in (1, bucket - 1, bucket, bucket + 1, longest) if 1 <= length <= longest]
-
-
-def _bundle_figure(
-    checkpoint: Checkpoint,
-    bundle: Bundle,
-    text: TextReference | None,
-    items: Sequence[Mapping[str, Frames]],
-    limits: Limits,
-) -> Figure:
-    """What a client sees, words included, against the networks."""
-    expected_items, found_items = [dict(item) for item in items], [dict(item) for item in items]
-    encoder = text_encoder_of(bundle)
-    if text is not None and encoder is not None:
-        shipped = OnnxTextEncoder(bundle, threads=1)
-        for rows, frames in ((expected_items, text.encode(TEXTS)), (found_items, shipped.encode(TEXTS))):
-            for row, words in zip(rows, frames, strict=True):
-                row[encoder.name] = words
-    expected = _torch_run(checkpoint.ensemble(), inputs_of(checkpoint.spec), expected_items)[0]
-    found = np.array([scores.probabilities for scores in EnsembleRuntime(bundle, threads=1).score(found_items)])
-    return Figure("bundle", _largest(expected - found), limits.bundle)
-
-
-def _worst(
-    session: onnxruntime.InferenceSession,
-    network: nn.Module,
-    encoders: Sequence[EncoderSpec],
-    items: Sequence[Mapping[str, Frames]],
-    comparable: Comparable,
-) -> float:
-    worst = 0.0
-    for size in _BATCH_SIZES:
-        for start in range(0, len(items), size):
-            batch = items[start : start + size]
-            found = comparable(session.run(None, _feed(encoders, batch)))
-            worst = max(worst, _largest(comparable(_torch_run(network, encoders, batch)) - found))
-    return worst
-
-
-def _torch_run(
-    network: nn.Module, encoders: Sequence[EncoderSpec], items: Sequence[Mapping[str, Frames]]
-) -> list[Array]:
-    feed = {name: torch.from_numpy(values) for name, values in _feed(encoders, items).items()}
-    masks = {encoder.name: feed[mask_of(encoder.name)] for encoder in encoders}
-    with torch.no_grad():
-        return [tensor.numpy() for tensor in network(feed, masks)]
-
-
-def _feed(encoders: Sequence[EncoderSpec], items: Sequence[Mapping[str, Frames]], extra_steps: int = 0) -> Feed:
-    """A graph's inputs; extra steps hold values that must not matter."""
-    feed: Feed = {}
-    for encoder in encoders:
-        frames, mask = collate([item[encoder.name] for item in items], encoder.stack)
-        extra = (0, extra_steps * encoder.stack)
-        feed[encoder.name] = np.pad(frames, ((0, 0), extra, (0, 0)), constant_values=_PADDING_VALUE)
-        feed[mask_of(encoder.name)] = np.pad(mask, ((0, 0), extra))
-    return feed
-
-
-def _ensemble_values(outputs: Sequence[Array]) -> Array:
-    posterior, attributes, members = outputs
-    return np.concatenate([posterior, attributes / _RANGE, members.reshape(len(members), -1)], axis=1)
-
-
-def _head_values(outputs: Sequence[Array]) -> Array:
-    logits, attributes = outputs
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.concatenate([powers / powers.sum(axis=1, keepdims=True), attributes / _RANGE], axis=1)
-
-
-def _relative(expected: Sequence[Frames], found: Sequence[Frames]) -> float:
-    """Largest relative L2 difference of a text's frames; texts without words must have none on both sides."""
-    worst = 0.0
-    for right, frames in zip(expected, found, strict=True):
-        if right.shape != frames.shape:
-            return float("inf")
-        worst = max(worst, float(np.linalg.norm(frames - right)) / max(float(np.linalg.norm(right)), 1e-12))
-    return worst
-
-
-def _largest(difference: npt.NDArray[np.floating]) -> float:
-    return float(np.abs(difference).max())
+def _invariance(part: Component, exact: float, limits: Limits) -> float:
+    """What padding and neighbours may do: nothing but rounding where the arithmetic is float32, however weights are stored."""
+    return exact if part.precision in ("fp32", "fp16-weights") else limits.coarse_invariance[part.precision]

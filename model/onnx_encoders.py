@@ -1,15 +1,23 @@
-"""The encoders that travel inside a bundle, on ONNX Runtime: words to frames, mel frames to hidden states.
+"""The encoders that travel inside a bundle, on ONNX Runtime: waveforms, words and mel frames to hidden states.
 
-Shapes: B = batch, T = tokens, M = mel bands, F = frames, S = hidden states taken, D = encoder width, d = S * D.
+No result depends on its neighbours in a batch or on padding.
+
+Shapes: B = batch, T = samples or tokens, M = mel bands, F = frames, S = hidden states taken, D = encoder width, d = S * D.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from model.audio import SAMPLE_RATE_HZ, Samples
 from model.bundle import (
     FIXED,
+    SPEECH_AUDIO,
+    SPEECH_AUDIO_MASK,
+    SPEECH_OUTPUT,
+    SPEECH_OUTPUT_MASK,
     TEXT_INPUTS,
     TEXT_OUTPUT,
     WHISPER_INPUT,
@@ -17,39 +25,97 @@ from model.bundle import (
     Bundle,
     BundleError,
     graph_file,
+    inputs_of,
     tokenizer_file,
 )
-from model.features import Frames
+from model.features import Frames, collate, standardise
 from model.onnx_session import CPU, load_graph
 from model.sources import SourceError, resolve_encoder
-from model.spec import EncoderSpec
+from model.spec import EncoderSpec, EnsembleSpec
 from model.text import TextTokenizer, word_frames
 
+SHORTEST_SPEECH: Final = 400
+"""Samples that one frame of a speech transformer hears (25 ms, in every published checkpoint): the shortest utterance."""
+SPEECH_STEP: Final = SAMPLE_RATE_HZ // 2
+"""Samples that a batch of a speech transformer is padded to a multiple of: forty shapes up to 20 s, a tenth of padding."""
 
-class OnnxTextEncoder:
-    """The bundle's text encoder: texts to frames.
+
+class OnnxSpeechEncoder:
+    """A speech transformer of the bundle's: utterances to frames.
 
     Args:
-        bundle: a bundle with an encoder of kind "text-transformer".
+        bundle: where it is.
+        spec: an encoder of kind "speech-transformer".
         threads: threads of one call.
         providers: as for `make_session`.
 
     Raises:
-        BundleError: if the bundle has no such encoder, or its graph is not what the manifest says.
+        BundleError: if the bundle does not hold it, or its graph is not what the manifest says.
         ProviderError: as for `make_session`.
     """
 
-    def __init__(self, bundle: Bundle, threads: int, providers: Sequence[str] = (CPU,)) -> None:
-        spec = text_encoder_of(bundle)
-        if spec is None:
-            raise BundleError(f"{bundle.id} has no text encoder")
+    def __init__(self, bundle: Bundle, spec: EncoderSpec, threads: int, providers: Sequence[str] = (CPU,)) -> None:
+        self.spec = spec
+        names = (SPEECH_AUDIO,) if spec.equal_lengths else (SPEECH_AUDIO, SPEECH_AUDIO_MASK)
+        outputs = {SPEECH_OUTPUT: (None, None, spec.dim), SPEECH_OUTPUT_MASK: (None, None)}
+        try:
+            path = resolve_encoder(spec, bundle.path)
+        except SourceError as error:
+            raise BundleError(f"{bundle.id}: the speech encoder {spec.name!r} cannot be loaded: {error}") from error
+        self._session = load_graph(path, threads, providers, dict.fromkeys(names, (None, None)), outputs)
+
+    def encode(self, audio: Sequence[Samples]) -> list[Frames]:
+        """Frames `float32 [F, d]` of each utterance `float32 [T]`, standardised where the encoder was trained so.
+
+        Utterances share one pass, but for an encoder that would hear padding: there only those of one length do.
+
+        Raises:
+            ValueError: if an utterance is shorter than one frame.
+        """
+        if short := [len(samples) for samples in audio if len(samples) < SHORTEST_SPEECH]:
+            raise ValueError(
+                f"an utterance has at least the {SHORTEST_SPEECH} samples that one frame hears, got {min(short)}"
+            )
+        waves = [standardise(samples) if self.spec.standardised else samples for samples in audio]
+        if not self.spec.equal_lengths:
+            return self._run(waves, SPEECH_STEP) if waves else []
+        frames: dict[int, Frames] = {}
+        for length in {len(wave) for wave in waves}:
+            rows = [row for row, wave in enumerate(waves) if len(wave) == length]
+            frames |= zip(rows, self._run([waves[row] for row in rows], 1), strict=True)
+        return [frames[row] for row in range(len(waves))]
+
+    def _run(self, waves: Sequence[Samples], multiple: int) -> list[Frames]:
+        padded, mask = collate([wave[:, None] for wave in waves], multiple)
+        feed: dict[str, npt.NDArray[np.generic]] = {SPEECH_AUDIO: padded[:, :, 0]}
+        if not self.spec.equal_lengths:
+            feed[SPEECH_AUDIO_MASK] = mask
+        hidden, kept = self._session.run([SPEECH_OUTPUT, SPEECH_OUTPUT_MASK], feed)
+        return [np.ascontiguousarray(rows[keep], np.float32) for rows, keep in zip(hidden, kept, strict=True)]
+
+
+class OnnxTextEncoder:
+    """A text encoder of the bundle's: texts to frames.
+
+    Args:
+        bundle: where it is.
+        spec: an encoder of kind "text-transformer".
+        threads: threads of one call.
+        providers: as for `make_session`.
+
+    Raises:
+        BundleError: if the bundle does not hold it, or its graph is not what the manifest says.
+        ProviderError: as for `make_session`.
+    """
+
+    def __init__(self, bundle: Bundle, spec: EncoderSpec, threads: int, providers: Sequence[str] = (CPU,)) -> None:
         self.spec = spec
         try:
-            path = resolve_encoder(self.spec, bundle.path)
-            self._tokenizer = TextTokenizer(bundle.path / tokenizer_file(self.spec.name))
+            path = resolve_encoder(spec, bundle.path)
+            self._tokenizer = TextTokenizer(bundle.path / tokenizer_file(spec.name))
         except (SourceError, OSError, ValueError) as error:
-            raise BundleError(f"{bundle.id}: the text encoder {self.spec.name!r} cannot be loaded: {error}") from error
-        outputs = {TEXT_OUTPUT: (None, None, self.spec.dim)}
+            raise BundleError(f"{bundle.id}: the text encoder {spec.name!r} cannot be loaded: {error}") from error
+        outputs = {TEXT_OUTPUT: (None, None, spec.dim)}
         self._session = load_graph(path, threads, providers, TEXT_INPUTS, outputs)
 
     def encode(self, texts: Sequence[str]) -> list[Frames]:
@@ -100,6 +166,12 @@ class OnnxHiddenStates:
         return np.asarray(states, np.float32)
 
 
-def text_encoder_of(bundle: Bundle) -> EncoderSpec | None:
-    """The bundle's text encoder, None where it reads no text."""
-    return next((encoder for encoder in bundle.spec.encoders if encoder.kind == "text-transformer"), None)
+def with_graphs(spec: EnsembleSpec) -> tuple[EncoderSpec, ...]:
+    """The encoders whose graphs a bundle holds: those that some member reads, and Whisper's, which functionals read too."""
+    read = inputs_of(spec)
+    return tuple(
+        encoder
+        for encoder in spec.encoders
+        if encoder.kind == "whisper-onnx"
+        or (encoder in read and encoder.kind in ("speech-transformer", "text-transformer"))
+    )

@@ -34,6 +34,10 @@ class EncoderSpec:
         states: numbers of the hidden states that a "whisper-onnx" encoder puts side by side; the last is the encoder's own.
         padding: how inputs of different length are brought to one, in words.
         compute_type: the arithmetic, as its runtime names it.
+        standardised: a speech transformer that reads utterances of mean 0 and variance 1 (`model.features.standardise`), as
+            its checkpoint's preprocessor_config.json says; recorded when it is exported.
+        equal_lengths: a speech transformer that would hear padding, and takes a batch of one length only; recorded when it
+            is exported.
     """
 
     name: str
@@ -47,6 +51,8 @@ class EncoderSpec:
     padding: str = ""
     compute_type: str = "float32"
     states: tuple[int, ...] = ()
+    standardised: bool = False
+    equal_lengths: bool = False
 
     def __post_init__(self) -> None:
         if self.dim < 1 or self.stack < 1:
@@ -57,6 +63,10 @@ class EncoderSpec:
             )
         if self.states and self.dim % len(self.states):
             raise SpecError(f"encoder {self.name!r}: dim is a multiple of {len(self.states)} states, got {self.dim}")
+        if (self.standardised or self.equal_lengths) and self.kind != "speech-transformer":
+            raise SpecError(
+                f"encoder {self.name!r}: only a speech-transformer is `standardised` or of `equal_lengths`, not a {self.kind}"
+            )
 
 
 @dataclass(frozen=True, slots=True)

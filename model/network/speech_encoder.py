@@ -8,21 +8,25 @@ Source: Chen et al., "WavLM", arXiv:2110.13900; Hsu et al., "HuBERT", arXiv:2106
 import json
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 from model.audio import SAMPLE_RATE_HZ, Samples
 from model.features import Frames, collate, standardise
 from model.network.encoders import summed_states
+from model.spec import EncoderSpec
 
 _MISMATCHED_MASKS: Final = "Support for mismatched key_padding_mask and attn_mask"
 """WavLM hands torch a boolean mask and a bias of floats; torch adds them up rightly, and says that it may stop to."""
+_OVER_TIME: Final = "group"
+"""A front end whose first layer normalises each channel over time, padding included."""
 
 
 class SpeechEncoder(nn.Module):
@@ -50,8 +54,16 @@ class SpeechEncoder(nn.Module):
             )
         self.backbone = backbone.eval().requires_grad_(requires_grad=False)
         self.dim = int(config.hidden_size)
-        self.needs_equal_lengths: bool = config.feat_extract_norm == "group"
+        self.needs_equal_lengths: bool = config.feat_extract_norm == _OVER_TIME
         self._convolutions = tuple(zip(config.conv_kernel, config.conv_stride, strict=True))
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that one frame hears: the shortest utterance."""
+        heard = 1
+        for kernel, stride in reversed(self._convolutions):
+            heard = (heard - 1) * stride + kernel
+        return int(heard)
 
     def forward(self, audio: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The summed hidden states `float32 [B, F, d]` and their mask `bool [B, F]`.
@@ -60,11 +72,21 @@ class SpeechEncoder(nn.Module):
             ValueError: if an utterance is shorter than one frame, or has padding although the model needs equal lengths.
         """
         lengths = mask.sum(dim=1)
+        if int(lengths.min()) < self.receptive_field:
+            raise ValueError(
+                f"an utterance has at least the {self.receptive_field} samples that one frame hears, got "
+                f"{lengths.tolist()} samples"
+            )
         if self.needs_equal_lengths and not bool(mask.all()):
             raise ValueError(
                 f"this model normalises over the padded length, so padding would change its frames: it takes utterances of "
                 f"one length, got {lengths.tolist()} samples"
             )
+        return self.encode(audio, mask)
+
+    def encode(self, audio: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, without looking at the lengths: the part of it that a graph can hold."""
+        lengths = mask.sum(dim=1)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=_MISMATCHED_MASKS)
             output = self.backbone(audio, attention_mask=mask.to(torch.int64), output_hidden_states=True)
@@ -78,14 +100,19 @@ class SpeechEncoder(nn.Module):
         return samples
 
 
-def load_speech_encoder(folder: Path) -> SpeechEncoder:
+def load_speech_encoder(folder: Path, attention: Literal["eager", "sdpa"] | None = None) -> SpeechEncoder:
     """Loads a speech encoder from a folder in the format of `transformers`.
+
+    Args:
+        folder: holds the model.
+        attention: which of two equal computations, None for the faster one that the model has; the exported graph is made
+            of "eager".
 
     Raises:
         OSError: if the folder holds no such model.
         ValueError: if it is another kind of model.
     """
-    return SpeechEncoder(AutoModel.from_pretrained(folder, dtype=torch.float32))
+    return SpeechEncoder(AutoModel.from_pretrained(folder, attn_implementation=attention, dtype=torch.float32))
 
 
 def wants_standardised(folder: Path) -> bool:
@@ -103,6 +130,17 @@ def wants_standardised(folder: Path) -> bool:
     if settings.get("sampling_rate", SAMPLE_RATE_HZ) != SAMPLE_RATE_HZ:
         raise ValueError(f"{path}: sampling_rate is {SAMPLE_RATE_HZ}, got {settings['sampling_rate']!r}")
     return wanted
+
+
+def described(encoder: EncoderSpec, folder: Path) -> EncoderSpec:
+    """An encoder's description with what the settings of its checkpoint say of its input.
+
+    Raises:
+        OSError: if the folder holds no settings.
+        ValueError: as `wants_standardised`.
+    """
+    equal: bool = AutoConfig.from_pretrained(folder).feat_extract_norm == _OVER_TIME
+    return replace(encoder, standardised=wants_standardised(folder), equal_lengths=equal)
 
 
 class SpeechFrames:

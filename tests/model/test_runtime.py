@@ -103,18 +103,18 @@ def test_a_missing_modality_is_refused(runtime: Runtime, items: list[dict[str, F
 
 
 def test_a_texts_frames_do_not_depend_on_its_neighbours(runtime: Runtime) -> None:
-    assert runtime.text is not None
-    together = runtime.text.encode(SENTENCES)
+    (text,) = runtime.text
+    together = text.encode(SENTENCES)
     assert [len(frames) for frames in together] == [0, 6, 1, 5, 0]
     for sentence, frames in zip(SENTENCES, together, strict=True):
-        (alone,) = runtime.text.encode([sentence])
+        (alone,) = text.encode([sentence])
         assert alone.shape == frames.shape == (len(frames), TEXT_DIM)
         np.testing.assert_allclose(alone, frames, atol=TOLERANCE)
 
 
 def test_no_texts_have_no_frames(runtime: Runtime) -> None:
-    assert runtime.text is not None
-    assert runtime.text.encode([]) == []
+    (text,) = runtime.text
+    assert text.encode([]) == []
 
 
 def test_a_provider_that_is_not_there_is_refused() -> None:

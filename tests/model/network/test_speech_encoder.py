@@ -1,19 +1,27 @@
 """Against `transformers` itself: what is summed, which frames count, what padding and neighbours change (nothing)."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import BertConfig, BertModel, Wav2Vec2FeatureExtractor
 
 from model.audio import Samples
-from model.network.speech_encoder import SpeechEncoder, SpeechFrames, load_speech_encoder, wants_standardised
+from model.network.speech_encoder import (
+    SpeechEncoder,
+    SpeechFrames,
+    described,
+    load_speech_encoder,
+    wants_standardised,
+)
+from model.spec import EncoderSpec
 from tests.model.tiny_speech import KINDS, LAYERS, SPEECH_DIM, tiny_speech, write_tiny_speech
 
 TOLERANCE = 1e-4
@@ -80,6 +88,7 @@ def test_sums_the_last_four_states_of_which_the_last_is_normed(kind: str) -> Non
     assert hidden.shape[2] == SPEECH_DIM
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(400, 400_000), min_size=1, max_size=5))
 def test_frames_are_counted_by_the_model_s_own_rule(lengths: list[int]) -> None:
     backbone: Any = tiny_speech("hubert")
@@ -93,6 +102,15 @@ def test_a_frame_is_20_ms_and_the_mask_ends_with_the_utterance() -> None:
     assert hidden.shape == (2, 49, SPEECH_DIM)
     assert kept.sum(dim=1).tolist() == [49, 24]
     assert kept[1, :24].all()
+
+
+def test_an_utterance_shorter_than_one_frame_is_refused() -> None:
+    """Else the attention mask of its frames would be that of no frame at all, which the model takes for all of them."""
+    network = SpeechEncoder(tiny_speech())
+    assert network.receptive_field == 400
+    assert network(*inputs(waves(400), 400))[0].shape == (1, 1, SPEECH_DIM)
+    with pytest.raises(ValueError, match=r"at least the 400 samples that one frame hears, got \[399, 8000\]"):
+        network(*inputs(waves(399, 8_000), 8_000))
 
 
 # The front end of "base" checkpoints normalises over time, padding included.
@@ -119,6 +137,20 @@ def test_a_front_end_that_hears_padding_takes_equal_lengths_only(kind: str) -> N
 
 
 # Loading.
+
+
+@pytest.mark.parametrize("norm", ["layer", "group"])
+def test_a_description_says_what_the_settings_say(norm: str, tmp_path: Path) -> None:
+    folder = write_tiny_speech(tmp_path / norm, "hubert", norm, normalise=norm == "layer")
+    spec = EncoderSpec("hubert", "speech-transformer", SPEECH_DIM, 1)
+    assert described(spec, folder) == replace(spec, standardised=norm == "layer", equal_lengths=norm == "group")
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_both_computations_of_attention_agree(attention: Literal["eager", "sdpa"], tmp_path: Path) -> None:
+    folder, audio = write_tiny_speech(tmp_path / "hubert", "hubert"), inputs(waves(9_000, 5_000), 9_000)
+    expected, kept = load_speech_encoder(folder)(*audio)
+    assert relative(load_speech_encoder(folder, attention)(*audio)[0][kept], expected[kept]) < TOLERANCE
 
 
 def test_a_folder_is_loaded_as_it_was_saved(kind: str, tmp_path: Path) -> None:
