@@ -16,6 +16,7 @@ import numpy.typing as npt
 import onnxruntime
 from faster_whisper.feature_extractor import FeatureExtractor
 
+from export.errors import ExportError
 from export.parity_encoders import graph_session
 from export.parity_graphs import Array, Item, feed, random_frames, torch_run
 from export.references import TEXTS, Reference, SpeechReference, TextReference, WhisperReference, reference_of
@@ -109,7 +110,11 @@ class Rows:
         self._lengths = [frame_count(len(utterance.audio), WHISPER_HOP) for utterance in utterances]
 
     def complete(self, frames: Mapping[str, list[Frames]]) -> list[dict[str, Frames]]:
-        """The rows of what encoders gave (encoder -> frames of each utterance), with what is computed beside it."""
+        """The rows of what encoders gave (encoder -> frames of each utterance), with what is computed beside it.
+
+        Raises:
+            ExportError: if the checkpoint was trained on other features than this program computes.
+        """
         spec, encoded = self._checkpoint.spec, dict(frames)
         if spec.whisper is not None and spec.whisper.name not in encoded:
             encoded[spec.whisper.name] = random_frames(self._checkpoint, spec.whisper, self._lengths)
@@ -120,6 +125,11 @@ class Rows:
                 assert spec.whisper is not None
                 pairs = zip(encoded[spec.whisper.name], self._prosody, strict=True)
                 encoded[encoder.name] = [functionals(*pair) for pair in pairs]
+            if (width := encoded[encoder.name][0].shape[1]) != encoder.dim:
+                raise ExportError(
+                    f"{encoder.name!r} has frames of {width} values in this program, the checkpoint was trained on "
+                    f"{encoder.dim}: train it again, or export it with the medusa-rt that trained it"
+                )
         return [{name: rows[at] for name, rows in encoded.items()} for at in range(len(self._prosody))]
 
 

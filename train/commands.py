@@ -1,6 +1,5 @@
 """`medusa-train`: from a data folder to a trained ensemble and a report."""
 
-import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,18 +10,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from model import version
 from model.recording import RecordingError
 from model.sources import SourceError
 from train.ablate import ablate as compare_ablations
 from train.config import Recipe, load_recipe
 from train.dry_run import DryRun, dry_run
-from train.encoding import AUTO
 from train.errors import TrainError
 from train.extraction import fill_cache
 from train.features import Progress as Report
 from train.prepare import prepare
 from train.report import read_results, render
-from train.run import train_ensemble
+from train.run import evaluate_run, train_ensemble, train_members, train_meta_classifiers
 
 app = typer.Typer(help="Train a MEDUSA ensemble.", no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console(stderr=True)
@@ -35,7 +34,10 @@ OUT = typer.Option("--out", help="Where the run is kept.", file_okay=False)
 DataOption = Annotated[Path, DATA]
 CacheOption = Annotated[Path, typer.Option("--cache", help="Where features are kept.", file_okay=False)]
 DeviceOption = Annotated[
-    str, typer.Option(help='Where encoders run: "cpu", "cuda", or "auto": a GPU where there is one.')
+    str,
+    typer.Option(
+        help='Where encoders run: "cpu", "cuda", or "auto": a GPU where there is one. Without it, where the recipe says.'
+    ),
 ]
 PartOption = Annotated[
     str,
@@ -51,13 +53,13 @@ _CACHE = Path(".cache/features")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"medusa-train {importlib.metadata.version('medusa-rt')}")
+        typer.echo(version.told("medusa-train"))
         raise typer.Exit
 
 
 @app.callback()
 def _program(
-    version: Annotated[
+    show: Annotated[
         bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
@@ -102,7 +104,7 @@ def features(
     config: RecipeOption,
     data: DataOption,
     cache: CacheOption = _CACHE,
-    device: DeviceOption = AUTO,
+    device: DeviceOption = "",
     part: PartOption = "",
 ) -> None:
     """Extract the features of every clip, once.
@@ -141,6 +143,44 @@ def run(
     with _progress() as (report, _), _told():
         page = train_ensemble(recipe, data, cache, out, workers, report)
     console.print(f"checkpoint and report: {out} ({page})")
+
+
+@app.command()
+def members(
+    config: RecipeOption, data: DataOption, out: OutOption, cache: CacheOption = _CACHE, workers: int = 2
+) -> None:
+    """Train what is missing of every member: stages 1 and 2, on all speakers and without each fold.
+
+    Example: medusa-train members --config recipes/default.toml --data data --out runs/default
+    """
+    recipe = _load(config)
+    with _progress() as (report, _), _told():
+        train_members(recipe, data, cache, out, workers, report)
+    console.print(f"members: {out / 'members'}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def meta(config: RecipeOption, data: DataOption, out: OutOption, cache: CacheOption = _CACHE) -> None:
+    """Train the meta-classifiers on the members of a run, mix their soup and calibrate it: stages 3 and 4.
+
+    Example: medusa-train meta --config recipes/default.toml --data data --out runs/default
+    """
+    recipe = _load(config)
+    with _progress() as (report, _), _told():
+        train_meta_classifiers(recipe, prepare(recipe, data, cache, report), out)
+    console.print(f"meta-classifiers: {out / 'meta'}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def evaluate(config: RecipeOption, data: DataOption, out: OutOption, cache: CacheOption = _CACHE) -> None:
+    """Evaluate a run whose stages are done on speakers that none has seen, and write its checkpoint and report.
+
+    Example: medusa-train evaluate --config recipes/default.toml --data data --out runs/default
+    """
+    recipe = _load(config)
+    with _progress() as (report, _), _told():
+        page = evaluate_run(recipe, prepare(recipe, data, cache, report), cache, out, report)
+    console.print(f"checkpoint and report: {out} ({page})", markup=False, highlight=False, soft_wrap=True)
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Examples in memory and the order in which stages draw them.
+"""Examples, their frames where the cache keeps them, and the order in which stages draw them.
 
 Shapes: N = examples, F = frames, d = width of a frame.
 """
@@ -15,6 +15,7 @@ from torch import Tensor
 from model.features import Frames, collate
 from model.labels import CLASSES
 from model.spec import EncoderSpec
+from train.cache import let_go
 from train.losses import Labels
 from train.manifest import Clip, dominant, dominant_class, target
 
@@ -24,6 +25,8 @@ FUNCTIONALS = "functionals"
 """Name of the modality that is computed from the frames of others."""
 _LENGTH_POOL = 8
 """Batches that are drawn together and sorted by length: little padding, and still a random order."""
+_PASS_STEPS = 150
+"""What another pass through a small member costs, in steps of one utterance: measured, docs/LOG.md."""
 
 HalfFrames = npt.NDArray[np.float16]
 
@@ -34,7 +37,7 @@ class Examples:
 
     Attributes:
         ids: N ids.
-        frames: modality -> N arrays `float16 [F, d]`.
+        frames: modality -> N arrays `float16 [F, d]`, mapped files of the cache or made.
         targets: soft targets `float32 [N, 8]`.
         attributes: `float32 [N, 3]`, NaN where missing.
         intended: index of the acted class per example, else of the agreed one, -1 where there is neither.
@@ -113,6 +116,7 @@ def tensors(
     for name, encoder in encoders.items():
         # Rows become float32 as they are copied into the batch: once, and not in a copy of their own before.
         values, mask = collate(cast("Sequence[Frames]", frames[name]), encoder.stack)
+        let_go(frames[name])
         padded[name], masks[name] = torch.from_numpy(values), torch.from_numpy(mask)
     return padded, masks
 
@@ -144,6 +148,35 @@ def batches_by_length(
         batches.extend(part[i : i + batch_size] for i in range(0, len(part), batch_size))
     for index in rng.permutation(len(batches)):
         yield batches[index]
+
+
+def steps_of(frames: Mapping[str, Sequence[HalfFrames]], encoders: Mapping[str, EncoderSpec]) -> npt.NDArray[np.int64]:
+    """Steps that a member reads of each utterance, over the modalities in `encoders`."""
+    counts = [[-(-len(rows) // encoder.stack) for rows in frames[name]] for name, encoder in encoders.items()]
+    total: npt.NDArray[np.int64] = np.array(counts, np.int64).sum(axis=0)
+    return total
+
+
+def passes_by_length(steps: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    """Shares out the rows of a batch into passes of like lengths, so that padding and passes together cost least.
+
+    No row's result depends on who shares its pass, so the batch stays one batch: one loss, one gradient, one step.
+
+    Args:
+        steps: of each row, `[B]`.
+    """
+    order = np.argsort(steps, kind="stable")
+    cost, cut = np.zeros(len(order) + 1), np.zeros(len(order) + 1, np.int64)
+    for end, longest in enumerate(steps[order], 1):
+        start = np.arange(end)
+        tried = cost[:end] + (end - start) * longest
+        cut[end] = tried.argmin()
+        cost[end] = tried[cut[end]] + _PASS_STEPS
+    passes, end = [], len(order)
+    while end:
+        passes.append(order[cut[end] : end])
+        end = int(cut[end])
+    return passes[::-1]
 
 
 def mix_copies(copies: Sequence[Examples], rng: np.random.Generator) -> Examples:

@@ -1,14 +1,16 @@
-"""Frozen transformers over utterances and texts: which device, which arithmetic, what shares a pass.
+"""Frozen transformers over utterances and texts: which arithmetic, what shares a pass.
 
 Utterances and texts are batched by length, so that little is padding. No result depends on who shares a pass.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers.utils import logging as transformers_logging
 
 from model.audio import SAMPLE_RATE_HZ, Samples
 from model.features import Frames
@@ -21,8 +23,6 @@ from train.errors import RecipeError
 
 HalfFrames = npt.NDArray[np.float16]
 
-AUTO: Final = "auto"
-"""The device that is a GPU where torch sees one, and else the CPU."""
 _PASS: Final = 80 * SAMPLE_RATE_HZ
 """Samples, padding included, of one pass of a speech transformer: its widest activations then take about half a gigabyte."""
 _TEXT_PASS: Final = 512 * 384
@@ -35,34 +35,33 @@ _ARITHMETIC: Final[dict[str, torch.dtype | None]] = {
 """A transformer's `compute_type` -> what its matrix products are rounded to; sums over layers are float32."""
 
 
-def choose_device(name: str) -> torch.device:
-    """The device that a name stands for.
-
-    Raises:
-        RecipeError: if there is no such device here; a GPU that was asked for is never replaced by the CPU.
-    """
-    if name not in (AUTO, "cpu", "cuda"):
-        raise RecipeError(f'the device is "auto", "cpu" or "cuda", got {name!r}')
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise RecipeError('the device "cuda" was asked for, but torch sees no GPU here: "auto" or "cpu" would run')
-    return torch.device("cuda" if name != "cpu" and available else "cpu")
-
-
-def load_speech(encoder: EncoderSpec, device: str) -> SpeechFrames:
+def load_speech(encoder: EncoderSpec, device: torch.device) -> SpeechFrames:
     """A speech transformer of a recipe, ready to run.
 
     Raises:
         SourceError: if no source has its weights.
-        RecipeError: if they are another kind of model or of another width, or the device is not there.
+        RecipeError: if they are another kind of model or of another width.
     """
     folder = resolve_encoder(encoder)
     try:
-        network, standardised = load_speech_encoder(folder), wants_standardised(folder)
+        with _quiet():
+            network, standardised = load_speech_encoder(folder), wants_standardised(folder)
     except ValueError as error:
         raise RecipeError(f"encoder {encoder.name!r}: {error}") from error
     _check_width(encoder, network.dim)
-    return SpeechFrames(network, standardised, choose_device(device), _autocast(encoder))
+    return SpeechFrames(network, standardised, device, _autocast(encoder))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bar that transformers draws for the weights it loads: ours tells what takes long."""
+    drawn = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    try:
+        yield
+    finally:
+        if drawn:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _check_width(encoder: EncoderSpec, dim: int) -> None:
@@ -119,14 +118,15 @@ class TextPasses:
 
     Raises:
         SourceError: if no source has its weights.
-        RecipeError: if they are of another width, or the device is not there.
+        RecipeError: if they are of another width.
     """
 
-    def __init__(self, encoder: EncoderSpec, device: str) -> None:
+    def __init__(self, encoder: EncoderSpec, device: torch.device) -> None:
         folder = resolve_encoder(encoder)
-        self._device, self._autocast = choose_device(device), _autocast(encoder)
+        self._device, self._autocast = device, _autocast(encoder)
         self._tokenizer = TextTokenizer(folder / "tokenizer.json")
-        self._network = load_text_encoder(folder)
+        with _quiet():
+            self._network = load_text_encoder(folder)
         _check_width(encoder, self._network.dim)
         self._network.to(self._device)
 

@@ -4,6 +4,7 @@ TrainError
 |-- RecipeError    the recipe or the command line asks for something that cannot be
 |-- CorpusError    the data folder is not what its corpus should be
 |-- LeakageError   a speaker stands on both sides of a split
+|-- RunError       a run's folder lacks what a stage reads
 `-- ReportError    a run's folder holds no results that this version can show
 """
 
@@ -26,3 +27,7 @@ class LeakageError(TrainError):
 
 class ReportError(TrainError):
     """A run's folder holds no results that this version can show."""
+
+
+class RunError(TrainError):
+    """The run's folder lacks what a stage reads; the message names it and the command that makes it."""

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Final, Literal
+from typing import Final
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,8 @@ from train.resume import ResumePoint
 
 Row = dict[str, float]
 CPU: Final = torch.device("cpu")
+DEVICES: Final = ("auto", "cpu", "cuda")
+"""What a recipe or a command may ask for."""
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_MAX: Final = -4
 """Numbers of mallopt(3)."""
@@ -84,15 +86,23 @@ def leave_ranks() -> None:
         dist.destroy_process_group()
 
 
-def device_of(wanted: Literal["cpu", "auto", "cuda"], worker: int = 0) -> torch.device:
-    """The device of the worker with this number.
+def device_of(wanted: str, worker: int = 0) -> torch.device:
+    """The device of the worker with this number, for encoders and for stages.
+
+    Args:
+        wanted: "cpu", "cuda", or "auto": a GPU where torch sees one, and else the CPU.
+        worker: of several that work side by side.
 
     Raises:
-        RecipeError: if a GPU is asked for and there is none: that is never a silent fallback.
+        RecipeError: if there is no such device here; a GPU that was asked for is never replaced by the CPU.
     """
-    count = 0 if wanted == "cpu" else torch.cuda.device_count()
+    if wanted not in DEVICES:
+        raise RecipeError(f"the device is one of {', '.join(DEVICES)}, got {wanted!r}")
+    count = torch.cuda.device_count() if wanted != "cpu" and torch.cuda.is_available() else 0
     if wanted == "cuda" and not count:
-        raise RecipeError('compute.device is "cuda", and torch sees no CUDA device here: "auto" or "cpu" would run')
+        raise RecipeError(
+            'the device "cuda" was asked for, and torch sees no CUDA device here: "auto" or "cpu" would run'
+        )
     return gpu_of(worker, count) if count else CPU
 
 

@@ -14,21 +14,22 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from model.audio import Samples, bucket_length
-from model.features import prosody_frames
-from model.network.whisper_encoder import TorchHiddenStates, load_whisper_encoder
+from model.audio import Samples
+from model.features import functionals, prosody_frames
 from model.recording import read_mono
-from model.sources import resolve_encoder, sha256_of
+from model.sources import sha256_of
 from model.spec import EncoderSpec
-from model.whisper import Whisper
 from train.augment import DEFAULT, degrade
 from train.augment_config import AugmentConfig
-from train.cache import Cache, encoder_key, pinned
+from train.cache import Cache, encoder_key, let_go, pinned
 from train.cutting import cut_clip
-from train.encoding import AUTO, TextPasses, choose_device, half, load_speech, speech_pass
-from train.errors import RecipeError
+from train.dataset import FUNCTIONALS
+from train.encoding import TextPasses, half, load_speech, speech_pass
+from train.execution import CPU
 from train.manifest import Clip
+from train.transcribing import load_whisper, whisper_pass
 
 HalfFrames = npt.NDArray[np.float16]
 Features = dict[str, HalfFrames]
@@ -38,45 +39,67 @@ Progress = Callable[[str, int, int], None]
 CLEAN: Final = 0
 """The number of the copy that is the recording itself."""
 _SHARD: Final = 512
-_BATCH: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """Features of a set of clips: modality -> clip id -> frames, and clip id -> transcript."""
+    """Features of a set of clips: modality -> clip id -> frames, and clip id -> transcript. Frames are mapped files."""
 
     frames: dict[str, Features]
     transcripts: dict[str, str]
 
 
-def extract_speech(
-    clips: Sequence[Clip],
-    encoders: Mapping[str, EncoderSpec],
-    cache: Path,
-    progress: Progress,
-    copy: int = CLEAN,
-    device: str = AUTO,
-    augment: AugmentConfig = DEFAULT,
-) -> Extracted:
+@dataclass(frozen=True, slots=True)
+class Extraction:
+    """How features are extracted.
+
+    Attributes:
+        encoders: by modality.
+        cache: folder of the feature cache.
+        progress: told what is done.
+        device: where encoders run.
+        augment: what a degraded copy goes through.
+    """
+
+    encoders: Mapping[str, EncoderSpec]
+    cache: Path
+    progress: Progress
+    device: torch.device = CPU
+    augment: AugmentConfig = DEFAULT
+
+    def frames(
+        self, clips: Sequence[Clip], copy: int = CLEAN, clean: Mapping[str, Features] | None = None
+    ) -> dict[str, Features]:
+        """Features of clips by modality and id; a degraded copy is given the words of the clean one."""
+        extracted = extract_speech(clips, self, copy)
+        frames = dict(extracted.frames)
+        for name, encoder in self.encoders.items():
+            if encoder.kind == "text-transformer":
+                frames[name] = clean[name] if clean else self.words(extracted.transcripts, name)
+        return {name: frames[name] for name in self.encoders}
+
+    def words(self, texts: Mapping[str, str], modality: str) -> Features:
+        """Frames of texts by their key."""
+        return extract_text(texts, self.encoders[modality], self.cache, self.progress, self.device)
+
+
+def extract_speech(clips: Sequence[Clip], how: Extraction, copy: int = CLEAN) -> Extracted:
     """Features of clips, for every encoder that reads audio, and the transcripts of the Whisper encoder.
 
     Args:
         clips: the clips.
-        encoders: modality -> encoder.
-        cache: folder of the feature cache.
-        progress: told what is done.
+        how: encoders, cache, device.
         copy: `CLEAN` for the recordings as they are, else the number of a degraded copy (`train.augment`), which is not
             transcribed: what is said in it is known.
-        device: "auto", "cpu" or "cuda".
-        augment: what a degraded copy goes through.
 
     Raises:
-        RecipeError: if the device is not there, or an encoder is not what the recipe says.
+        RecipeError: if an encoder is not what the recipe says.
         SourceError: if no source has an encoder's weights.
     """
+    encoders, cache = how.encoders, how.cache
     whisper_spec, prosody_spec = pinned(encoders["whisper"]), encoders.get("prosody")
     speech = [pinned(encoder) for encoder in encoders.values() if encoder.kind == "speech-transformer"]
-    suffix = "" if copy == CLEAN else f"-degraded-{augment.copies_name}-{copy}"
+    suffix = "" if copy == CLEAN else f"-degraded-{how.augment.copies_name}-{copy}"
     whisper_cache = Cache(cache / (encoder_key(whisper_spec) + suffix))
     text_cache = Cache(cache / f"{encoder_key(whisper_spec)}-trusted-words") if copy == CLEAN else None
     prosody_cache = Cache(cache / (encoder_key(prosody_spec) + suffix)) if prosody_spec else None
@@ -86,21 +109,21 @@ def extract_speech(
     missing = {name for kept in caches for name in kept.missing(names.values())}
     todo = [clip for clip in clips if names[clip.id] in missing]
     heard = [kept for kept in (whisper_cache, text_cache) if kept is not None and kept.missing(names.values())]
-    whisper = load_whisper(whisper_spec, device) if heard else None
+    whisper = load_whisper(whisper_spec, how.device) if heard else None
     networks = {
-        encoder.name: load_speech(encoder, device)
+        encoder.name: load_speech(encoder, how.device)
         for encoder in speech
         if speech_caches[encoder.name].missing(names.values())
     }
     what = "speech features" if copy == CLEAN else f"speech features, degraded copy {copy}"
     for start in range(0, len(todo), _SHARD):
         part = todo[start : start + _SHARD]
-        cut = _cut(part, names, copy, augment)
+        cut = _cut(part, names, copy, how.augment)
         if prosody_cache and prosody_cache.missing(cut):
             prosody_cache.add({name: prosody_frames(samples).astype(np.float16) for name, samples in cut.items()})
         if whisper_cache.missing(cut) or (text_cache and text_cache.missing(cut)):
             assert whisper is not None
-            frames, words = _whisper_pass(whisper, cut, transcribe=text_cache is not None)
+            frames, words = whisper_pass(whisper, cut, transcribe=text_cache is not None)
             whisper_cache.add(frames)
             if text_cache:
                 text_cache.add(words)
@@ -108,12 +131,35 @@ def extract_speech(
             kept = speech_caches[encoder.name]
             if lacking := kept.missing(cut):
                 kept.add(speech_pass(networks[encoder.name], {name: cut[name] for name in lacking}, encoder))
-        progress(what, start + len(part), len(todo))
+        how.progress(what, start + len(part), len(todo))
     result = {"whisper": _by_id(whisper_cache, names)}
     if prosody_cache:
         result["prosody"] = _by_id(prosody_cache, names)
+    if FUNCTIONALS in encoders:
+        assert prosody_spec is not None  # a recipe with functionals has both
+        read = hashlib.sha256(f"{encoder_key(whisper_spec)} {encoder_key(prosody_spec)}".encode()).hexdigest()[:12]
+        kept = Cache(cache / f"{encoder_key(encoders[FUNCTIONALS])}-of-{read}{suffix}")
+        _fill_functionals(kept, names, result, how.progress)
+        result[FUNCTIONALS] = _by_id(kept, names)
     result |= {name: _by_id(kept, names) for name, kept in speech_caches.items()}
     return Extracted(result, _read_words(text_cache, names) if text_cache else {})
+
+
+def _fill_functionals(
+    kept: Cache, names: Mapping[str, str], frames: Mapping[str, Features], progress: Progress
+) -> None:
+    """Functionals of clips whose frames are there; `names` are those of their audio by clip id."""
+    clip_of = {name: clip for clip, name in names.items()}
+    todo = kept.missing(names.values())
+    for start in range(0, len(todo), _SHARD):
+        part = todo[start : start + _SHARD]
+        found = {}
+        for name in part:
+            read = [frames[modality][clip_of[name]] for modality in ("whisper", "prosody")]
+            found[name] = functionals(*(rows.astype(np.float32) for rows in read)).astype(np.float16)
+            let_go(read)
+        kept.add(found)
+        progress("functionals", start + len(part), len(todo))
 
 
 def read_transcripts(clips: Sequence[Clip], whisper: EncoderSpec, cache: Path) -> dict[str, str]:
@@ -125,27 +171,6 @@ def read_transcripts(clips: Sequence[Clip], whisper: EncoderSpec, cache: Path) -
 def _read_words(words: Cache, names: Mapping[str, str]) -> dict[str, str]:
     raw = words.read(list(names.values()))
     return {clip: bytes(raw[name].astype(np.uint8)).decode().strip("\0") for clip, name in names.items()}
-
-
-def load_whisper(encoder: EncoderSpec, device: str = "cpu") -> Whisper:
-    """Whisper with the frames that the daemon computes.
-
-    Args:
-        encoder: of kind "whisper-ctranslate2", which runs on `device`, or "whisper-onnx", whose frames are made on the CPU.
-        device: "auto", "cpu" or "cuda".
-
-    Raises:
-        SourceError: if no source has its weights.
-        RecipeError: if there is no such device, or it cannot compute as the recipe says.
-    """
-    path, place = resolve_encoder(encoder), "cpu" if encoder.states else choose_device(device).type
-    states = TorchHiddenStates(load_whisper_encoder(encoder)) if encoder.states else None
-    try:
-        return Whisper(path, place, encoder.compute_type, encoder=states)
-    except (ValueError, RuntimeError) as error:
-        raise RecipeError(
-            f"encoder {encoder.name!r} cannot run with compute_type {encoder.compute_type!r} on {place}: {error}"
-        ) from error
 
 
 def _cut(clips: Sequence[Clip], names: Mapping[str, str], copy: int, augment: AugmentConfig) -> dict[str, Samples]:
@@ -167,29 +192,8 @@ def _by_id(cache: Cache, names: Mapping[str, str]) -> Features:
     return {clip: arrays[name].astype(np.float16, copy=False) for clip, name in names.items()}
 
 
-def _whisper_pass(
-    whisper: Whisper, cut: Mapping[str, Samples], *, transcribe: bool
-) -> tuple[Features, dict[str, npt.NDArray[np.generic]]]:
-    """Frames and, where asked for, UTF-8 transcripts of clips, in batches of one bucket."""
-    buckets: dict[int, list[str]] = {}
-    for name, samples in cut.items():
-        buckets.setdefault(bucket_length(len(samples)), []).append(name)
-    frames: Features = {}
-    words: dict[str, npt.NDArray[np.generic]] = {}
-    for members in buckets.values():
-        for start in range(0, len(members), _BATCH):
-            part = members[start : start + _BATCH]
-            encoded = whisper.encode([cut[name] for name in part])
-            frames |= {name: rows.astype(np.float16) for name, rows in zip(part, encoded.frames, strict=True)}
-            transcripts = whisper.transcribe(encoded) if transcribe else []
-            for name, transcript in zip(part, transcripts, strict=transcribe):
-                believed = transcript.text if transcript.trusted else ""  # as the daemon does
-                words[name] = np.frombuffer(believed.encode() or b"\0", np.uint8)
-    return frames, words
-
-
 def extract_text(
-    texts: Mapping[str, str], encoder: EncoderSpec, cache_folder: Path, progress: Progress, device: str = AUTO
+    texts: Mapping[str, str], encoder: EncoderSpec, cache_folder: Path, progress: Progress, device: torch.device = CPU
 ) -> Features:
     """Frames of texts by their key: equal texts are encoded once.
 

@@ -16,7 +16,15 @@ from model.network.deepser import DeepSER
 from model.network.metaclassifier import UNTRAINED_LOGIT
 from model.spec import EncoderSpec
 from train.config import StageConfig
-from train.dataset import Examples, batches_by_length, labels_of, make_batch, tensors
+from train.dataset import (
+    Examples,
+    batches_by_length,
+    labels_of,
+    make_batch,
+    passes_by_length,
+    steps_of,
+    tensors,
+)
 from train.errors import RecipeError
 from train.execution import Execution, moved
 from train.history import History
@@ -91,7 +99,8 @@ def train_stage(
         )
     torch.manual_seed(seed)
     member.to(execution.device)
-    optimizer = torch.optim.AdamW(member.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    rate, decay = config.learning_rate, config.weight_decay
+    optimizer = torch.optim.AdamW(member.parameters(), lr=rate, weight_decay=decay, fused=True)
     best = copy.deepcopy(member.state_dict())
     standing = Standing(member, optimizer, np.random.default_rng(seed), best, History())
     if execution.resume is not None:
@@ -203,14 +212,22 @@ class Step:
     def _loss(self, part: Examples, mixing: Mixing | None, labels: Labels, totals: Totals | None) -> Tensor:
         """Loss of one batch, mixed or not: MixUp acts here and not in the network."""
         device = self._execution.device
-        frames, masks = (moved(found, device) for found in tensors(part.frames, self._inputs))
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            x = self._represent(frames, masks)
+            x = self._representation(part)
             logits, attributes = self.member.classify(mixing.values(x) if mixing else x)
         there = Labels(labels.classes.to(device), labels.attributes.to(device), labels.rated.to(device))
         return multitask_loss(
             logits.float(), attributes.float(), there, self._weights, self._bias, totals, self._attribute_weight
         )
+
+    def _representation(self, part: Examples) -> Tensor:
+        """x of a batch `[B, D]`: on a CPU in passes of like lengths, because padding costs it more than passes do."""
+        device = self._execution.device
+        if device.type != "cpu":
+            return self._represent(*(moved(found, device) for found in tensors(part.frames, self._inputs)))
+        passes = passes_by_length(steps_of(part.frames, self._inputs))
+        found = [self._represent(*tensors(part.subset(rows).frames, self._inputs)) for rows in passes]
+        return torch.cat(found)[torch.from_numpy(np.argsort(np.concatenate(passes)))]
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, config: StageConfig, progress: float) -> None:

@@ -179,7 +179,12 @@ def speakers(scores: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def interval(span: Span, low: float, high: float, zero: bool = False) -> str:
-    """A dot with its interval for a table's cell, which says the same in figures."""
+    """A dot with its interval for a table's cell, which says the same in figures.
+
+    Where all intervals of a table are one point, `low` equal to `high`, it stands in the middle.
+    """
+    if high <= low:
+        low, high = low - 0.5, low + 0.5
     axes = Axes((low, 0), (high, 1), left=4, top=0, width=112, height=18)
     body = [_line((axes.x(0), 1), (axes.x(0), 17), "mark")] if zero else []
     body.append(_whisker(axes.x(span["low"]), axes.x(span["high"]), 9))

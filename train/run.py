@@ -2,12 +2,12 @@
 
 import multiprocessing
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -16,6 +16,7 @@ from model.network.deepser import DeepSER
 from model.spec import EnsembleSpec
 from train.config import Recipe
 from train.cost import EVALUATION, FEATURES, META, Cost
+from train.errors import RunError
 from train.execution import Ranks, device_of, join_ranks, keep_freed_memory, leave_ranks
 from train.features import Progress
 from train.history import learning_curves, meta_curves, write_meta_histories
@@ -24,7 +25,11 @@ from train.prepare import Prepared, prepare
 from train.report import PAGE_FILE, model_card, scores_of, write_report
 from train.results import evaluate_set, fit_probes, results_of, words_table
 from train.stacking import Stacked, stack
-from train.stages.members import ALL_SPEAKERS, Job, Place, TrainingSet, train_member
+from train.stages.members import ALL_SPEAKERS, Job, Place, TrainingSet, is_trained, last_key, train_member
+from train.stored_stack import load_stacked, save_stacked, stack_key
+
+_NAMED: Final = 5
+"""Missing members that a message names."""
 
 _worker: tuple[TrainingSet, Place] | None = None
 """What a worker process trains on, and where; set once by its initialiser."""
@@ -55,11 +60,38 @@ def train_ensemble(recipe: Recipe, data: Path, cache: Path, out: Path, workers: 
     Raises:
         RecipeError: if the recipe asks for a device that is not here.
     """
-    device = device_of(recipe.compute.device)
+    prepared = train_members(recipe, data, cache, out, workers, progress)
+    if prepared is None:
+        return out / PAGE_FILE
+    train_meta_classifiers(recipe, prepared, out)
+    return evaluate_run(recipe, prepared, cache, out, progress)
+
+
+def train_members(
+    recipe: Recipe, data: Path, cache: Path, out: Path, workers: int, progress: Progress
+) -> Prepared | None:
+    """Features, and stages 1 and 2 of every member, as far as they are not there.
+
+    Args:
+        recipe: what to train.
+        data: folder with a sub-folder per corpus.
+        cache: folder of the feature cache.
+        out: folder of the run.
+        workers: processes that train members side by side; without effect under torchrun.
+        progress: told what is done.
+
+    Returns:
+        What members were trained on; None in the processes of torchrun that have only helped.
+
+    Raises:
+        RecipeError: if the recipe asks for a device that is not here.
+    """
+    device_of(recipe.compute.device)
     ranks = join_ranks()
     try:
         if ranks.rank > 0:
-            return _help(recipe, data, cache, out, ranks)
+            _help(recipe, data, cache, out, ranks)
+            return None
         cost = Cost(out)
         with cost.timed(FEATURES):
             prepared = prepare(recipe, data, cache, progress)
@@ -70,13 +102,62 @@ def train_ensemble(recipe: Recipe, data: Path, cache: Path, out: Path, workers: 
             tasks = [Task(job, recipe, out / "members") for job in jobs_of(recipe)]
             for task, seconds in train_side_by_side(tasks, recipe, data, cache, workers, progress):
                 _note(cost, task.job, seconds)
+        return prepared
     finally:
         leave_ranks()
-    members = read_members(recipe, prepared.training, out / "members", device)
-    with cost.timed(META):
+
+
+def train_meta_classifiers(recipe: Recipe, prepared: Prepared, out: Path) -> Stacked:
+    """Stages 3 and 4 and calibration on the members of a run, or their result if the folder already has it.
+
+    Raises:
+        RecipeError: if the recipe asks for a device that is not here.
+        RunError: if a member of this recipe and data is not there.
+    """
+    members, key = _finished_members(recipe, prepared, out)
+    kept = load_stacked(out / "meta", key, _on_all_speakers(members))
+    if kept is not None:
+        return kept
+    with Cost(out).timed(META):
         trained = stack(recipe, prepared, members)
     write_meta_histories(out / "meta", dict(zip(recipe.meta.seeds, trained.histories, strict=True)))
-    with cost.timed(EVALUATION):
+    save_stacked(out / "meta", key, trained)
+    return trained
+
+
+def _finished_members(recipe: Recipe, prepared: Prepared, out: Path) -> tuple[dict[str, dict[int, DeepSER]], str]:
+    """The members that a run's folder holds, and the key of what stages 3 and 4 make of them."""
+    device, folder, content = device_of(recipe.compute.device), out / "members", prepared.training.content
+    jobs = jobs_of(recipe)
+    missing = [job.name for job in jobs if not is_trained(job, recipe, content, folder)]
+    if missing:
+        named = ", ".join(missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
+        raise RunError(
+            f"{folder} lacks {len(missing)} of {len(jobs)} members as this recipe and data make them ({named}): "
+            f"medusa-train members --out {out} trains them"
+        )
+    key = stack_key(recipe, [last_key(job, recipe, content) for job in jobs])
+    return read_members(recipe, prepared.training, folder, device), key
+
+
+def _on_all_speakers(members: Mapping[str, Mapping[int, DeepSER]]) -> tuple[DeepSER, ...]:
+    return tuple(folds[ALL_SPEAKERS] for folds in members.values())
+
+
+def evaluate_run(recipe: Recipe, prepared: Prepared, cache: Path, out: Path, progress: Progress) -> Path:
+    """Evaluates what stages 1 to 4 have left, writes checkpoint and report; returns the report's path.
+
+    Raises:
+        RecipeError: if the recipe asks for a device that is not here.
+        RunError: if the result of a stage is not there.
+    """
+    members, key = _finished_members(recipe, prepared, out)
+    trained = load_stacked(out / "meta", key, _on_all_speakers(members))
+    if trained is None:
+        raise RunError(
+            f"{out / 'meta'} holds no meta-classifiers on these members: medusa-train meta --out {out} trains them"
+        )
+    with Cost(out).timed(EVALUATION):
         results = _evaluate(recipe, prepared, trained, cache, out, progress)
     for member in trained.members:
         member.cpu()
@@ -101,6 +182,7 @@ def train_ensemble(recipe: Recipe, data: Path, cache: Path, out: Path, workers: 
             "dropped": prepared.dropped,
         },
         model_card=model_card(results),
+        adaptation=prepared.adaptation,
     )
     save_checkpoint(out / "checkpoint", checkpoint)
     return write_report(out, results)
@@ -198,12 +280,11 @@ def _train_together(
         progress("members, stages 1 and 2", done, len(jobs))
 
 
-def _help(recipe: Recipe, data: Path, cache: Path, out: Path, ranks: Ranks) -> Path:
+def _help(recipe: Recipe, data: Path, cache: Path, out: Path, ranks: Ranks) -> None:
     """What every process but the first does: its share of the members, once the first has extracted the features."""
     ranks.wait()
     training = prepare(recipe, data, cache, _silent).training
     _train_together(recipe, training, out / "members", ranks, _silent, None)
-    return out / PAGE_FILE
 
 
 def _note(cost: Cost, job: Job, seconds: dict[str, float]) -> None:

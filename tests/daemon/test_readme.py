@@ -52,6 +52,7 @@ async def test_the_client_and_the_dashboard_see_the_same(served: Served) -> None
         "emotion",
         "emotion",
         "call.ended",
+        "call.summary",
     ]
     finals = [line for line in shown if line[0] == "emotion"]
     assert [line[3] for line in finals] == [result.split()[1] for result in results]

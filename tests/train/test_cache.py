@@ -1,3 +1,6 @@
+import mmap
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +12,9 @@ from model import audio
 from model.sources import SourceError, sha256_of
 from model.spec import EncoderSpec
 from train import cutting
-from train.cache import Cache, encoder_key, pinned
+from train.cache import Cache, encoder_key, let_go, pinned
+
+ROOT = Path(__file__).parents[2]
 
 
 def arrays(*names: str) -> dict[str, np.ndarray]:
@@ -73,6 +78,13 @@ def test_changed_endpointing_has_another_key(change: Mapping[str, float], monkey
     assert encoder_key(WHISPER) != before
 
 
+def test_keys_stay_as_they_are() -> None:
+    """A cache of hours is lost with them. What an export notes of a checkpoint is no part: its hash is."""
+    assert encoder_key(WHISPER) == "whisper-4d059e0b9097"
+    wavlm = EncoderSpec("wavlm", "speech-transformer", 8, 1, sha256="00")
+    assert encoder_key(replace(wavlm, standardised=True, equal_lengths=True)) == encoder_key(wavlm)
+
+
 def test_a_member_s_step_is_no_matter_of_the_encoder() -> None:
     assert encoder_key(replace(WHISPER, stack=4)) == encoder_key(WHISPER)
     assert encoder_key(WHISPER).startswith("whisper-")
@@ -112,3 +124,52 @@ def test_weights_that_are_nowhere_are_named() -> None:
 def test_an_encoder_without_weights_needs_none() -> None:
     prosody = EncoderSpec("prosody", "prosody", 4, 16)
     assert pinned(prosody) == prosody
+
+
+# Reading.
+
+
+def test_arrays_are_maps_of_their_files(tmp_path: Path) -> None:
+    """Of every kind that is cached, also one without rows, and nobody can change them."""
+    rng = np.random.default_rng(0)
+    kept: dict[str, np.ndarray] = {
+        "words": np.frombuffer(b"odd", np.uint8),
+        "frames": rng.standard_normal((7, 5)).astype(np.float16),
+        "none": np.zeros((0, 5), np.float16),
+    }
+    cache = Cache(tmp_path)
+    cache.add(kept)
+    for name, array in cache.read(["none", "frames", "words"]).items():
+        owner: object = array.base
+        assert isinstance(owner, mmap.mmap)
+        assert array.dtype == kept[name].dtype
+        np.testing.assert_array_equal(array, kept[name])
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+
+
+def test_what_was_let_go_is_read_again(tmp_path: Path) -> None:
+    cache, rng = Cache(tmp_path), np.random.default_rng(0)
+    kept = {str(n): rng.standard_normal((n, 3)).astype(np.float16) for n in (0, 1, 900, 2000)}
+    cache.add(kept)
+    found, own = cache.read(list(kept)), np.arange(5)
+    for _ in range(2):
+        let_go([*found.values(), own])  # of an array that is no map, nothing is taken
+        for name, array in found.items():
+            np.testing.assert_array_equal(array, kept[name])
+    assert own.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_that_reads_a_cache_holds_a_few_batches(tmp_path: Path) -> None:
+    """60 shards of 2 MB; a batch is 0.5 MB. It may open no file more than it has, were it not for the maps."""
+    cache, values = Cache(tmp_path), np.random.default_rng(0).standard_normal((64, 256)).astype(np.float16)
+    for shard in range(60):
+        cache.add({f"{shard:03d}-{row:03d}": np.roll(values, row) for row in range(64)})
+    program = [sys.executable, "-m", "tests.train.resident_program", str(tmp_path)]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    grown, shards = map(int, done.stdout.split())
+    assert shards == 60
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) > 120_000_000
+    assert grown < 20_000_000

@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 from pathlib import Path
 
@@ -132,3 +133,14 @@ def test_a_report_of_another_version_is_refused(tmp_path: Path) -> None:
     result = invoke("report", "--out", tmp_path)
     assert result.exit_code == 2
     assert "has the format None" in result.stderr
+
+
+def test_the_version_is_the_distribution_s() -> None:
+    result = invoke("--version")
+    assert result.exit_code == 0
+    assert result.stdout.strip() == f"medusa-train {importlib.metadata.version('medusa-rt')}"
+
+
+def test_a_command_for_every_stage() -> None:
+    names = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert names == {"features", "members", "meta", "run", "evaluate", "ablate", "report"}

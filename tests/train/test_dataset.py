@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from model.labels import CLASS_INDEX, CLASSES
 from tests.train.synthetic import ENCODERS, make_clip, make_examples
+from train import dataset
 from train.dataset import (
     HalfFrames,
     balanced_subset,
@@ -14,6 +15,8 @@ from train.dataset import (
     examples_of,
     make_batch,
     mix_copies,
+    passes_by_length,
+    steps_of,
 )
 
 LABELS = ("angry", "sad", None, "happy", "angry", "neutral", "sad")
@@ -145,3 +148,26 @@ def test_classes_have_one_order() -> None:
     targets = np.eye(8, dtype=np.float32)
     clips = [make_clip(name, votes={name: 1.0}) for name in CLASSES]
     np.testing.assert_array_equal(examples_of(clips, {}, 0.0).targets, targets)
+
+
+# Passes.
+
+
+@given(st.lists(st.integers(0, 3000), min_size=1, max_size=80))
+def test_passes_hold_every_row_once_and_cost_no_more_than_one_pass(steps: list[int]) -> None:
+    rows, count = passes_by_length(np.array(steps)), np.array(steps)
+    assert sorted(np.concatenate(rows)) == list(range(len(steps)))
+    assert all(len(part) for part in rows)
+    work = sum(len(part) * count[part].max() + dataset._PASS_STEPS for part in rows)
+    assert work <= len(steps) * count.max() + dataset._PASS_STEPS
+
+
+def test_long_rows_do_not_pad_short_ones() -> None:
+    rows = passes_by_length(np.array([10, 900, 11, 880, 12] * 4))
+    assert sorted(sorted(part % 5) for part in rows) == [[0] * 4 + [2] * 4 + [4] * 4, [1] * 4 + [3] * 4]
+    assert len(passes_by_length(np.array([30, 31, 32, 30]))) == 1
+
+
+def test_steps_are_those_of_all_modalities() -> None:
+    frames = {"whisper": [np.zeros((5, 6), np.float16), np.zeros((0, 6), np.float16)], "text": [frames_of(1)] * 2}
+    assert steps_of(frames, {name: ENCODERS[name] for name in frames}).tolist() == [3 + 2, 2]

@@ -2,15 +2,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.utils import logging as transformers_logging
 
 from model.spec import EncoderSpec
+from tests.model.tiny import TEXT_DIM, write_tiny_text_encoder
 from tests.model.tiny_speech import SPEECH_DIM, write_tiny_speech
 from train import encoding
-from train.encoding import choose_device, half, load_speech, speech_pass
+from train.encoding import TextPasses, half, load_speech, speech_pass
 from train.errors import RecipeError
+from train.execution import CPU
 
 SECOND = 16_000
 
@@ -37,17 +39,29 @@ def test_passes_waste_little() -> None:
     assert padded <= 1.1 * sum(lengths.values())
 
 
-def test_a_device_that_was_asked_for_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    for gpu, auto in ((False, "cpu"), (True, "cuda")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
-        assert choose_device("auto").type == auto
-        assert choose_device("cpu").type == "cpu"
-    assert choose_device("cuda").type == "cuda"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RecipeError, match='"cuda" was asked for, but torch sees no GPU'):
-        choose_device("cuda")
-    with pytest.raises(RecipeError, match="got 'tpu'"):
-        choose_device("tpu")
+def test_loading_draws_no_bar(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The bar of transformers is off while we load, and afterwards as it was."""
+    write_tiny_text_encoder(tmp_path / "text")
+    words = EncoderSpec("text", "text-transformer", TEXT_DIM, 1, (f"path:{tmp_path / 'text'}",))
+    voice = spec(write_tiny_speech(tmp_path / "speech"))
+    before = transformers_logging.is_progress_bar_enabled()
+    try:
+        for drawn in (True, False):
+            _draw_bars(drawn)
+            capfd.readouterr()
+            TextPasses(words, CPU)
+            load_speech(voice, CPU)
+            assert capfd.readouterr().err == ""
+            assert transformers_logging.is_progress_bar_enabled() is drawn
+    finally:
+        _draw_bars(before)
+
+
+def _draw_bars(drawn: bool) -> None:
+    if drawn:
+        transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+    else:
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def test_frames_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
@@ -62,18 +76,18 @@ def test_frames_that_float16_cannot_hold_are_refused(tmp_path: Path) -> None:
 def test_an_encoder_that_is_not_what_the_recipe_says_is_refused(tmp_path: Path) -> None:
     folder = write_tiny_speech(tmp_path / "model")
     with pytest.raises(RecipeError, match=f"frames of width {SPEECH_DIM}, not dim = 1024"):
-        load_speech(spec(folder, dim=1024), "cpu")
+        load_speech(spec(folder, dim=1024), CPU)
     with pytest.raises(RecipeError, match="compute_type is one of float32, bfloat16, float16, got 'int8'"):
-        load_speech(spec(folder, compute_type="int8"), "cpu")
+        load_speech(spec(folder, compute_type="int8"), CPU)
     (folder / "preprocessor_config.json").write_text("{}")
     with pytest.raises(RecipeError, match=r"'wavlm': .*do_normalize is true or false, got None"):
-        load_speech(spec(folder), "cpu")
+        load_speech(spec(folder), CPU)
 
 
 def test_a_base_checkpoint_is_encoded_without_padding(tmp_path: Path) -> None:
     """Its front end would hear padding: utterances of other lengths go through it alone."""
     encoder = spec(write_tiny_speech(tmp_path / "model", "hubert", norm="group"))
-    network = load_speech(encoder, "cpu")
+    network = load_speech(encoder, CPU)
     rng = np.random.default_rng(0)
     cut = {name: rng.standard_normal(n).astype(np.float32) for name, n in {"a": 8000, "b": 6000, "c": 8000}.items()}
     together = speech_pass(network, cut, encoder)

@@ -31,8 +31,19 @@ def test_the_cpu_is_the_cpu_for_every_worker() -> None:
 @NO_GPU
 def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_refused() -> None:
     assert device_of("auto", 4) == CPU
-    with pytest.raises(RecipeError, match='compute.device is "cuda"'):
+    with pytest.raises(RecipeError, match='"cuda" was asked for, and torch sees no CUDA device'):
         device_of("cuda")
+
+
+def test_a_device_that_was_asked_for_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    for gpus, auto in ((0, "cpu"), (2, "cuda")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpus=gpus: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
+        assert device_of("auto").type == auto
+        assert device_of("cpu").type == "cpu"
+    assert str(device_of("cuda", 3)) == "cuda:1"
+    with pytest.raises(RecipeError, match="one of auto, cpu, cuda, got 'tpu'"):
+        device_of("tpu")
 
 
 def test_a_process_that_torchrun_has_not_started_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,10 @@ from tests.fakes import voice
 from tests.model.tiny import TEXT_DIM, write_tiny_text_encoder
 from tests.model.tiny_speech import SPEECH_DIM, write_tiny_speech
 from tests.train.synthetic import RECIPES, write_votes, write_wav
-from train.config import Recipe, load_recipe
+from train.config import ComputeConfig, Recipe, load_recipe
 from train.dataset import make_batch
 from train.errors import RecipeError
-from train.extraction import fill_cache
+from train.extraction import extraction_of, fill_cache
 from train.prepare import Prepared, prepare
 
 SPEAKERS = range(1001, 1007)
@@ -112,3 +112,19 @@ def test_parts_fill_one_cache(made: Made, tmp_path: Path) -> None:
 def test_a_part_that_is_none_is_refused(part: tuple[int, int], made: Made) -> None:
     with pytest.raises(RecipeError, match=f"got {part[0]}/{part[1]}"):
         fill_cache(made.recipe, made.data, made.cache, lambda *call: None, "cpu", part)
+
+
+def test_features_are_extracted_where_the_recipe_computes(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the command asks for another device."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for wanted, asked, found in (
+        ("cuda", "", "cuda"),
+        ("cpu", "", "cpu"),
+        ("auto", "cpu", "cpu"),
+        ("cpu", "auto", "cuda"),
+    ):
+        recipe = made.recipe.model_copy(update={"compute": ComputeConfig(device=wanted)})
+        assert extraction_of(recipe, tmp_path, lambda *call: None, asked).device.type == found

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from model.audio import MEL_HOP, WHISPER_HOP, frame_count
+from model.features import functionals
 from model.network.encoders import load_text_encoder
 from model.recording import read_mono
 from model.spec import EncoderSpec
@@ -20,8 +21,10 @@ from train.config import load_recipe
 from train.cutting import cut_clip
 from train.encoding import load_speech
 from train.errors import RecipeError
-from train.features import extract_speech, extract_text, load_whisper
+from train.execution import CPU
+from train.features import Extraction, extract_speech, extract_text
 from train.manifest import Clip
+from train.transcribing import load_whisper
 
 PITCHES_HZ = (100.0, 150.0, 220.0)
 Calls = list[tuple[str, int, int]]
@@ -62,7 +65,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_whole_utterances_are_encoded_once(clips: list[Clip], encoders: dict[str, EncoderSpec], cache: Path) -> None:
     """One pass over the whole utterance, and no short chunks: a frame every 20 ms, trimmed to the speech."""
     calls: Calls = []
-    found = extract_speech(clips, encoders, cache, lambda *call: calls.append(call))
+    found = extract_speech(clips, Extraction(encoders, cache, lambda *call: calls.append(call)))
     assert calls
     for clip in clips:
         length = len(cut_clip(read_mono(clip.audio)))
@@ -73,7 +76,7 @@ def test_whole_utterances_are_encoded_once(clips: list[Clip], encoders: dict[str
     assert found.transcripts["clip0"] == found.transcripts["clip3"]
     before = times(cache)
     calls.clear()
-    again = extract_speech(list(reversed(clips)), encoders, cache, lambda *call: calls.append(call))
+    again = extract_speech(list(reversed(clips)), Extraction(encoders, cache, lambda *call: calls.append(call)))
     assert calls == []
     assert times(cache) == before
     assert again.transcripts == found.transcripts
@@ -85,8 +88,8 @@ def test_whole_utterances_are_encoded_once(clips: list[Clip], encoders: dict[str
 def test_neighbours_do_not_change_features(
     clips: list[Clip], encoders: dict[str, EncoderSpec], cache: Path, tmp_path: Path
 ) -> None:
-    together = extract_speech(clips, encoders, cache, lambda *call: None)
-    alone = extract_speech(clips[1:2], encoders, tmp_path, lambda *call: None)
+    together = extract_speech(clips, Extraction(encoders, cache, lambda *call: None))
+    alone = extract_speech(clips[1:2], Extraction(encoders, tmp_path, lambda *call: None))
     for modality in encoders:
         expected = together.frames[modality]["clip1"].astype(np.float32)
         np.testing.assert_allclose(alone.frames[modality]["clip1"], expected, atol=0.02)
@@ -96,9 +99,12 @@ def test_neighbours_do_not_change_features(
 def test_degraded_copies_are_kept_apart_and_not_transcribed(
     clips: list[Clip], encoders: dict[str, EncoderSpec], cache: Path
 ) -> None:
-    clean = extract_speech(clips, encoders, cache, lambda *call: None)
+    clean = extract_speech(clips, Extraction(encoders, cache, lambda *call: None))
     before, calls = times(cache), Calls()
-    copies = [extract_speech(clips[:2], encoders, cache, lambda *call: calls.append(call), copy) for copy in (1, 2, 1)]
+    copies = [
+        extract_speech(clips[:2], Extraction(encoders, cache, lambda *call: calls.append(call)), copy)
+        for copy in (1, 2, 1)
+    ]
     assert len(calls) == 2  # the third is read
     assert before.items() < times(cache).items()
     assert [copy.transcripts for copy in copies] == [{}] * 3
@@ -107,14 +113,37 @@ def test_degraded_copies_are_kept_apart_and_not_transcribed(
         np.testing.assert_array_equal(first, again)
         assert first.shape[1] == clean.frames[modality]["clip0"].shape[1]
         assert len({values.tobytes() for values in (first, second, clean.frames[modality]["clip0"])}) == 3
-    unchanged = extract_speech(clips, encoders, cache, lambda *call: None)
+    unchanged = extract_speech(clips, Extraction(encoders, cache, lambda *call: None))
     np.testing.assert_array_equal(unchanged.frames["whisper"]["clip0"], clean.frames["whisper"]["clip0"])
+
+
+def test_functionals_are_computed_once_from_what_is_cached(
+    clips: list[Clip], encoders: dict[str, EncoderSpec], cache: Path
+) -> None:
+    """They are kept like all frames, apart for every copy; other frames below them are other functionals."""
+    three = encoders | {"functionals": load_recipe(RECIPES / "default.toml").encoder_specs()["functionals"]}
+    calls: Calls = []
+    how = Extraction(three, cache, lambda *call: calls.append(call))
+    for copy in (0, 1):
+        found = extract_speech(clips, how, copy).frames
+        for clip in clips:
+            read = (found[name][clip.id].astype(np.float32) for name in ("whisper", "prosody"))
+            np.testing.assert_array_equal(found["functionals"][clip.id], functionals(*read).astype(np.float16))
+    before = times(cache)
+    assert ("functionals", 3, 3) in calls  # four clips, two of them the same recording
+    calls.clear()
+    again = extract_speech(clips, how).frames["functionals"]["clip0"]
+    assert calls == []
+    louder = three | {"prosody": replace(three["prosody"], revision="another")}
+    other = extract_speech(clips, Extraction(louder, cache, lambda *call: None)).frames["functionals"]["clip0"]
+    np.testing.assert_array_equal(other, again)
+    assert sum("functionals" in str(path) for path in times(cache).keys() - before.keys()) == 1
 
 
 def test_arithmetic_that_the_device_lacks_is_a_mistake_of_the_recipe(encoders: dict[str, EncoderSpec]) -> None:
     wrong = replace(encoders["whisper"], kind="whisper-ctranslate2", dim=384, states=(), compute_type="float8")
     with pytest.raises(RecipeError, match="'whisper' cannot run with compute_type 'float8' on cpu"):
-        load_whisper(wrong, "cpu")
+        load_whisper(wrong)
 
 
 # Speech transformers, tiny ones.
@@ -136,13 +165,13 @@ def test_every_audio_encoder_is_extracted(
     clips: list[Clip], encoders: dict[str, EncoderSpec], transformers: dict[str, EncoderSpec], cache: Path
 ) -> None:
     """Beside what was cached before, which stays as it was; whole utterances, a frame every 20 ms."""
-    before = extract_speech(clips, encoders, cache, lambda *call: None)
+    before = extract_speech(clips, Extraction(encoders, cache, lambda *call: None))
     files, calls = times(cache), Calls()
-    found = extract_speech(clips, encoders | transformers, cache, lambda *call: calls.append(call))
+    found = extract_speech(clips, Extraction(encoders | transformers, cache, lambda *call: calls.append(call)))
     assert [(what, total) for what, _, total in calls] == [("speech features", 4)]
     assert files.items() < times(cache).items()
     for name, encoder in transformers.items():
-        network = load_speech(encoder, "cpu")
+        network = load_speech(encoder, CPU)
         for clip in clips:
             audio = cut_clip(read_mono(clip.audio))
             frames = found.frames[name][clip.id]
@@ -155,7 +184,7 @@ def test_every_audio_encoder_is_extracted(
         np.testing.assert_array_equal(found.frames[name]["clip0"], before.frames[name]["clip0"])
     assert found.transcripts == before.transcripts
     calls.clear()
-    again = extract_speech(clips[:2], encoders | transformers, cache, lambda *call: calls.append(call))
+    again = extract_speech(clips[:2], Extraction(encoders | transformers, cache, lambda *call: calls.append(call)))
     assert calls == []
     np.testing.assert_array_equal(again.frames["wavlm"]["clip1"], found.frames["wavlm"]["clip1"])
 
@@ -184,9 +213,9 @@ def test_a_killed_extraction_continues_with_the_clips_that_it_lost(
         raise Killed
 
     with pytest.raises(Killed):
-        extract_speech(clips, all_encoders, tmp_path, killed_after_the_first)
+        extract_speech(clips, Extraction(all_encoders, tmp_path, killed_after_the_first))
     before, calls = times(tmp_path), Calls()
-    found = extract_speech(clips, all_encoders, tmp_path, lambda *call: calls.append(call))
+    found = extract_speech(clips, Extraction(all_encoders, tmp_path, lambda *call: calls.append(call)))
     assert [total for _, _, total in calls] == [1]  # of three recordings, two were kept
     assert before.items() <= times(tmp_path).items()
     assert set(found.frames["hubert"]) == {clip.id for clip in clips}

@@ -8,6 +8,7 @@ import torch
 
 from model.network.deepser import DeepSER
 from tests.train.synthetic import ENCODERS, TRAINED, make_examples, make_member
+from train import dataset
 from train.config import StageConfig
 from train.dataset import Examples
 from train.execution import Execution
@@ -107,3 +108,19 @@ def test_training_starts_from_its_seed_whatever_ran_before() -> None:
         train_stage(member, ENCODERS, data_of(make_examples(LABELS)), CONFIG, seed=5)
         found.append(weights(member))
     assert torch.equal(*found)
+
+
+def test_a_batch_in_several_passes_has_the_gradient_of_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mixed too: partners and labels stay with their rows, whatever the order of the passes."""
+    examples = make_examples(LABELS)
+    for row in (3, 11, 17):
+        examples.frames["prosody"][row] = np.tile(examples.frames["prosody"][row], (40, 1))  # type: ignore[index]
+    for config in (CONFIG, CONFIG.model_copy(update={"mixup": 1.0})):
+        found = {}
+        for cost, passes in ((0, 5), (10**9, 1)):
+            monkeypatch.setattr(dataset, "_PASS_STEPS", cost)
+            cut = dataset.passes_by_length(dataset.steps_of(examples.frames, {"prosody": ENCODERS["prosody"]}))
+            assert len(cut) >= passes
+            found[cost] = gradient([examples], config)
+        assert found[0].abs().max() > 0.01
+        torch.testing.assert_close(found[0], found[10**9], atol=1e-6, rtol=1e-4)

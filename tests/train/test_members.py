@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from model.network.deepser import DeepSER
 from tests.train.synthetic import TRAINED, make_examples, make_recipe, make_training_set, optimizer_steps
 from train.config import Recipe
-from train.stages.members import ALL_SPEAKERS, Job, TrainingSet, draw_training, train_member
+from train.stages.members import ALL_SPEAKERS, Job, TrainingSet, draw_training, moments, train_member
 
 LABELS = (*TRAINED, None) * 6
 STAGE = {"epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "mixup": 0.5}
@@ -156,3 +156,15 @@ def test_an_epoch_mixes_copies_and_texts_anew(data: TrainingSet) -> None:
         clean = [a is b for a, b in zip(drawn.frames["prosody"], data.train.frames["prosody"], strict=True)]
         assert 0.2 < np.mean(clean) < 0.8
     assert not np.array_equal(first.targets, second.targets)
+
+
+def test_moments_are_those_of_all_frames_together() -> None:
+    """One utterance in memory at a time; also far from zero, where a difference of squares loses digits."""
+    rng = np.random.default_rng(0)
+    rows = [(40.0 + 0.25 * rng.standard_normal((n, 6))).astype(np.float16) for n in (1, 30, 7, 200)]
+    mean, deviation = moments(rows)
+    every = np.concatenate(rows).astype(np.float64)
+    np.testing.assert_allclose(mean, every.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(deviation, every.std(axis=0), rtol=1e-5)
+    assert mean.dtype == deviation.dtype == np.float32
+    assert moments([np.full((3, 2), 1.5, np.float16)])[1].tolist() == [0, 0]

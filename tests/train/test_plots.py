@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from model.labels import CLASSES
 from tests.train.results import make_evaluation, make_reference
 from train import plots
+from train.html_evaluation import evaluation_section
 from train.plots import WIDTH, Axes
 
 EVALUATION = make_evaluation(make_reference())
@@ -167,3 +168,14 @@ def test_an_interval_in_a_cell_is_drawn_between_shared_edges() -> None:
     assert 'cx="60.0"' in svg
     assert "H116.0" in svg
     assert "mark" not in plots.interval(span(0.1, 0.2, 0.3), 0.0, 1.0)
+
+
+def test_equal_intervals_stand_in_the_middle_of_their_cells() -> None:
+    """Every system has the same figure without a spread: there is no width to divide by."""
+    svg = plots.interval(span(0.5, 0.5, 0.5), 0.5, 0.5)
+    assert 'cx="60.0"' in svg
+    evaluation = make_evaluation(make_reference())
+    shown = [*evaluation["systems"].values(), evaluation["calibration"]["prior_corrected"]]
+    for score in shown:
+        score["uar"] = span(1.0, 1.0, 1.0)
+    assert "nan" not in evaluation_section("a", "set", evaluation).lower().replace("nance", "")

@@ -1,10 +1,14 @@
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from tests.train.synthetic import RECIPES, TRAINED, make_examples
+from train import probe
 from train.config import load_recipe
+from train.dataset import Examples
 from train.metrics import accuracy
 from train.probe import Probe, audio_modalities, pooled
 
@@ -41,3 +45,22 @@ def test_the_development_speakers_choose_how_hard_a_probe_is_shrunk() -> None:
         scores = [accuracy(dev.intended, probe.guesses(dev)) for probe in alone]
         assert accuracy(dev.intended, chosen.guesses(dev)) == pytest.approx(max(scores))
         assert chosen.strength in (1e-6, 1.0)
+
+
+def test_of_many_clips_some_are_read_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And any number is guessed, some at a time, as at once."""
+    train, dev = make_examples(TRAINED * 20), make_examples(TRAINED * 5, seed=9)
+    whole = Probe.fit(train, dev, ("prosody",))
+    guesses = whole.guesses(dev)
+    monkeypatch.setattr(probe, "_GUESSED", 3)
+    np.testing.assert_array_equal(whole.guesses(dev), guesses)
+    monkeypatch.setattr(probe, "LARGEST", 30)
+    sizes: list[int] = []
+
+    def counted(part: Examples, names: Sequence[str]) -> npt.NDArray[np.float32]:
+        sizes.append(len(part))
+        return pooled(part, names)
+
+    monkeypatch.setattr(probe, "pooled", counted)
+    Probe.fit(train, dev, ("prosody",))
+    assert sizes == [30, 20]

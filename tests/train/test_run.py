@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner, Result
 
 from export.bundle import write_bundle
 from model.labels import CLASSES
@@ -21,15 +22,16 @@ from tests.fakes import voice
 from tests.model.tiny import TEXT_DIM, write_tiny_text_encoder
 from tests.train.synthetic import RECIPES, write_actors, write_goemotions, write_votes, write_wav
 from train.calibration import correct_prior
+from train.cli import app
 from train.config import ComputeConfig, Recipe, load_recipe
 from train.cost import EVALUATION, FEATURES, META, STAGE_1, STAGE_2
 from train.dataset import tensors
-from train.errors import CorpusError, RecipeError
+from train.errors import CorpusError, RecipeError, RunError
 from train.history import META as META_CURVES
 from train.prepare import prepare
 from train.report import render
 from train.results import SOUP
-from train.run import train_ensemble
+from train.run import evaluate_run, train_ensemble, train_meta_classifiers
 
 ROOT = Path(__file__).parents[2]
 SPEAKERS = range(1001, 1013)
@@ -314,3 +316,81 @@ def test_a_corpus_that_is_missing_stops_the_run_before_anything_is_written(run: 
     with pytest.raises(CorpusError, match="cremad"):
         train_ensemble(run.recipe, tmp_path, tmp_path / "cache", tmp_path / "out", 1, lambda *call: None)
     assert list(tmp_path.iterdir()) == []
+
+
+# Stage by stage.
+
+
+def write_recipe(path: Path, recipe: Recipe) -> None:
+    """A recipe as TOML, also with what no dump holds."""
+    whole = recipe.model_dump(mode="json", exclude_none=True)
+    for name, encoder in recipe.encoders.items():
+        whole["encoders"][name] |= {"licence": encoder.licence, "supervised_on": list(encoder.supervised_on)}
+    path.write_text("".join(f"{name} = {toml(value)}\n" for name, value in whole.items()), encoding="utf-8")
+    assert load_recipe(path) == recipe
+
+
+def toml(value: object) -> str:
+    """A value on one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(name)} = {toml(inner)}" for name, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return json.dumps(value)
+
+
+def test_stage_by_stage_ends_in_what_one_run_makes(run: Run, tmp_path: Path) -> None:
+    """To the byte, with a cache of its own; a stage says what it lacks, and one that is done is not done again."""
+    write_recipe(tmp_path / "recipe.toml", run.recipe)
+    given = ["--config", tmp_path / "recipe.toml", "--data", run.data, "--cache", tmp_path / "cache"]
+    out = tmp_path / "out"
+
+    def invoke(command: str, *more: str | Path) -> Result:
+        return CliRunner(env={"COLUMNS": "200"}).invoke(app, [command, *map(str, (*given, *more))])
+
+    assert invoke("features").exit_code == 0
+    for command, lacking, maker in (
+        ("meta", "lacks 6 of 6 members", "members"),
+        ("evaluate", "lacks 6 of 6", "members"),
+    ):
+        refused = invoke(command, "--out", out)
+        assert refused.exit_code == 2
+        assert lacking in refused.stderr
+        assert f"medusa-train {maker} --out {out}" in refused.stderr
+    assert invoke("members", "--out", out, "--workers", "1").exit_code == 0
+    refused = invoke("evaluate", "--out", out)
+    assert (refused.exit_code, f"medusa-train meta --out {out}" in refused.stderr) == (2, True)
+    for command in ("meta", "evaluate"):
+        done = invoke(command, "--out", out)
+        assert done.exit_code == 0, done.output
+    for part in ("checkpoint", "members", "meta", "predictions"):
+        expected = sorted(path.relative_to(run.out) for path in (run.out / part).rglob("*") if path.is_file())
+        assert expected == sorted(path.relative_to(out) for path in (out / part).rglob("*") if path.is_file())
+        for path in expected:
+            assert (out / path).read_bytes() == (run.out / path).read_bytes(), path
+    assert (out / "report.json").read_bytes() == (run.out / "report.json").read_bytes()
+    before = {path: path.stat().st_mtime_ns for name in ("members", "meta") for path in (out / name).iterdir()}
+    assert invoke("members", "--out", out, "--workers", "1").exit_code == invoke("meta", "--out", out).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_meta_classifiers_of_other_members_do_not_count(run: Run, tmp_path: Path) -> None:
+    """A changed recipe is told from one whose stages are done; every figure that was kept comes back."""
+    killed = Path(shutil.copytree(run.out, tmp_path / "out"))
+    prepared = prepare(run.recipe, run.data, run.cache, lambda *call: None)
+    first = train_meta_classifiers(run.recipe, prepared, killed)
+    (killed / "meta" / "stacked.safetensors").unlink()
+    again = train_meta_classifiers(run.recipe, prepared, killed)
+    for name in ("temperature", "abstain_below", "ingredients", "trained_attributes", "histories"):
+        assert getattr(first, name) == getattr(again, name)
+    np.testing.assert_array_equal(first.prior_ratio, again.prior_ratio)
+    for one, other in zip((*first.runs, first.soup), (*again.runs, again.soup), strict=True):
+        assert torch.equal(one.linear.weight, other.linear.weight)
+        assert torch.equal(one.linear.bias, other.linear.bias)
+    meta = run.recipe.meta.model_copy(update={"epochs": 3})
+    longer = run.recipe.model_copy(update={"meta": meta})
+    with pytest.raises(RunError, match="holds no meta-classifiers on these members"):
+        evaluate_run(longer, prepared, run.cache, killed, lambda *call: None)
+    assert len(train_meta_classifiers(longer, prepared, killed).histories[0].rows) == 3
+    with pytest.raises(RunError, match=r"lacks 6 of 6 members .*voice, voice-without-fold-0, .*, \.\.\.\)"):
+        train_meta_classifiers(run.recipe.model_copy(update={"seed": 99}), prepared, killed)

@@ -38,7 +38,7 @@ from train.losses import multitask_loss
 from train.metrics import balanced_macro_f1
 from train.pairing import Pairing, TextBank
 from train.stages.members import Job, out_of_fold, train_member
-from train.stages.meta import HeldOut, soup, stacked_outputs, train_meta
+from train.stages.meta import HeldOut, StackingSet, soup, stacked_outputs, train_meta
 
 LABELS = (*TRAINED, "angry", "angry", None) * 6  # 18 angry, 6 of each other class, 6 without consensus
 BIAS = class_bias(TRAINED)
@@ -102,9 +102,7 @@ def test_learning_rates_are_the_recipe_s() -> None:
 def test_the_meta_classifier_s_learning_rate_is_the_recipe_s() -> None:
     with optimizer_steps() as steps:
         train_meta(
-            torch.zeros(42, 11),
-            make_examples(LABELS),
-            TRAINED,
+            StackingSet(torch.zeros(42, 11), make_examples(LABELS), TRAINED),
             MetaConfig(folds=2, epochs=3, seeds=(1,), learning_rate=0.03, batch_size=10),
             1,
             HeldOut(torch.zeros(42, 11), make_examples(LABELS)),
@@ -162,7 +160,7 @@ def test_stage_3_samples_balanced() -> None:
     examples = make_examples(("angry",) * 90 + ("sad",) * 10)
     config = MetaConfig(folds=2, epochs=60, seeds=(1,), learning_rate=0.05)
     dev = HeldOut(torch.zeros(100, 11), examples)
-    meta, _ = train_meta(torch.zeros(100, 11), examples, ("angry", "sad"), config, 1, dev)
+    meta, _ = train_meta(StackingSet(torch.zeros(100, 11), examples, ("angry", "sad")), config, 1, dev)
     with torch.no_grad():
         posterior = torch.softmax(meta(torch.zeros(1, 11))[0] + class_bias(("angry", "sad")), dim=1)
     assert posterior[0, CLASS_INDEX["angry"]] == pytest.approx(0.5, abs=0.03)
@@ -307,7 +305,7 @@ def test_no_activation_stands_behind_the_meta_classifier() -> None:
     outputs = stacked_outputs([predict(make_member(), ENCODERS, make_examples(LABELS), BIAS)])
     config = MetaConfig(folds=2, epochs=20, seeds=(1,), learning_rate=0.05)
     dev = HeldOut(outputs, make_examples(LABELS))
-    meta, _ = train_meta(outputs, dev.examples, TRAINED, config, 1, dev)
+    meta, _ = train_meta(StackingSet(outputs, dev.examples, TRAINED), config, 1, dev)
     with torch.no_grad():
         logits = meta(outputs)[0]
         torch.testing.assert_close(logits, meta.linear(outputs)[:, :8])
@@ -319,7 +317,7 @@ def test_the_ensemble_s_posterior_is_the_linear_meta_classifier_s() -> None:
     examples, members = make_examples(LABELS), [make_member(seed=seed).eval() for seed in (1, 2)]
     outputs = stacked_outputs([predict(member, ENCODERS, examples, BIAS) for member in members])
     dev = HeldOut(outputs, examples)
-    meta, _ = train_meta(outputs, examples, TRAINED, MetaConfig(folds=2, epochs=20, seeds=(1,)), 1, dev)
+    meta, _ = train_meta(StackingSet(outputs, examples, TRAINED), MetaConfig(folds=2, epochs=20, seeds=(1,)), 1, dev)
     specs = tuple(replace(member.spec, name=f"member-{n}") for n, member in enumerate(members))
     ensemble = Ensemble(EnsembleSpec(tuple(ENCODERS.values()), specs, TRAINED, ()), members, meta).eval()
     batch = make_batch(examples, ENCODERS)
@@ -334,7 +332,7 @@ def test_the_soup_is_the_mean_of_its_runs() -> None:
     outputs = stacked_outputs([predict(make_member(), ENCODERS, make_examples(LABELS), BIAS)] * 2)
     config = MetaConfig(folds=2, epochs=3, seeds=(1, 2, 3))
     dev = HeldOut(outputs, make_examples(LABELS))
-    runs = [train_meta(outputs, dev.examples, TRAINED, config, seed, dev)[0] for seed in config.seeds]
+    runs = [train_meta(StackingSet(outputs, dev.examples, TRAINED), config, seed, dev)[0] for seed in config.seeds]
     before = [run.linear.weight.clone() for run in runs]
     mixed = soup(runs)
     with torch.no_grad():

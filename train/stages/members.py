@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from model.labels import CLASSES
 from model.network.deepser import DeepSER
 from model.spec import EncoderSpec, MemberSpec
+from train.cache import let_go
 from train.config import Recipe, StageConfig
-from train.dataset import TEXT, Examples, balanced_subset, concatenate, mix_copies, one_hot
+from train.dataset import TEXT, Examples, HalfFrames, balanced_subset, concatenate, mix_copies, one_hot
 from train.execution import CPU, Execution, Ranks
 from train.history import History
 from train.loop import EpochSource, StageData, class_bias, predict, train_stage
@@ -28,6 +29,8 @@ from train.word_errors import Misheard
 
 ALL_SPEAKERS = -1
 """The fold number of a member that is trained on every training speaker."""
+_STATISTICS: Final = 2000
+"""Utterances, and up to twice as many, whose frames decide how a modality is standardised."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,11 @@ def train_member(
     encoders = recipe.encoder_specs()
     torch.manual_seed(job.member.seed)
     member = DeepSER(job.member, encoders)
+    if is_trained(job, recipe, data.content, folder):
+        for stage in _stages(recipe):
+            _point(folder, job, stage, recipe, data.content).remove()
+        member.load_state_dict(load_file(_path(folder, job, _stages(recipe)[-1])))
+        return member.eval()
     mine = np.flatnonzero(data.folds != job.fold)
     copies = tuple(copy.subset(mine) for copy in data.copies)
     set_statistics(member, concatenate(copies))
@@ -115,9 +123,8 @@ def train_member(
     for number, (stage, config, source, weights) in enumerate(stages):
         if config.epochs == 0:
             continue
-        path = folder / f"{job.name}.{stage}.safetensors"
-        key = _key(recipe, job, stage, data.content)
-        resume = ResumePoint(folder / f"{job.name}.{stage}.epoch.safetensors", key, recipe.compute.resume_every)
+        path, key = _path(folder, job, stage), _key(recipe, job, stage, data.content)
+        resume = _point(folder, job, stage, recipe, data.content)
         if _is_done(path, key):
             resume.remove()
             member.load_state_dict(load_file(path))
@@ -133,6 +140,29 @@ def train_member(
             resume.remove()
         place.ranks.wait()
     return member.eval()
+
+
+def last_key(job: Job, recipe: Recipe, content: str) -> str:
+    """Names everything that decides a member's final weights."""
+    return _key(recipe, job, _stages(recipe)[-1], content)
+
+
+def is_trained(job: Job, recipe: Recipe, content: str, folder: Path) -> bool:
+    """Whether `folder` has every stage of a member, made of the same recipe and data."""
+    return all(_is_done(_path(folder, job, stage), _key(recipe, job, stage, content)) for stage in _stages(recipe))
+
+
+def _stages(recipe: Recipe) -> tuple[str, ...]:
+    return ("stage1", "stage2") if recipe.stage2.epochs else ("stage1",)
+
+
+def _point(folder: Path, job: Job, stage: str, recipe: Recipe, content: str) -> ResumePoint:
+    path = folder / f"{job.name}.{stage}.epoch.safetensors"
+    return ResumePoint(path, _key(recipe, job, stage, content), recipe.compute.resume_every)
+
+
+def _path(folder: Path, job: Job, stage: str) -> Path:
+    return folder / f"{job.name}.{stage}.safetensors"
 
 
 def out_of_fold(
@@ -166,11 +196,26 @@ def round_to_half(member: DeepSER) -> None:
 
 
 def set_statistics(member: DeepSER, examples: Examples) -> None:
-    """Fixes the mean and deviation by which the member standardises each modality's frames."""
+    """Fixes the mean and deviation by which the member standardises each modality's frames: of some 2000 utterances."""
     for name, stack in member.stacks.items():
         rows = [frames for frames in examples.frames[name] if len(frames)]
-        sample = np.concatenate(rows[:: max(1, len(rows) // 2000)]).astype(np.float32)
-        stack.set_statistics(torch.from_numpy(sample.mean(axis=0)), torch.from_numpy(sample.std(axis=0)))  # type: ignore[operator]
+        mean, deviation = moments(rows[:: max(1, len(rows) // _STATISTICS)])
+        stack.set_statistics(torch.from_numpy(mean), torch.from_numpy(deviation))  # type: ignore[operator]
+
+
+def moments(rows: Sequence[HalfFrames]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Mean and standard deviation `[d]` over all frames of utterances `[F, d]`, one utterance in memory at a time."""
+    width = rows[0].shape[1]
+    total, squares, count = np.zeros(width), np.zeros(width), 0
+    for frames in rows:
+        exact = frames.astype(np.float64)
+        total += exact.sum(axis=0)
+        squares += np.einsum("fd,fd->d", exact, exact)
+        count += len(frames)
+        let_go([frames])
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+    return mean.astype(np.float32), deviation.astype(np.float32)
 
 
 def draw_training(recipe: Recipe, data: TrainingSet, copies: Sequence[Examples], rng: np.random.Generator) -> Examples:

@@ -28,34 +28,41 @@ class HeldOut:
     examples: Examples
 
 
-def train_meta(
-    outputs: Tensor,
-    examples: Examples,
-    trained_classes: tuple[str, ...],
-    config: MetaConfig,
-    seed: int,
-    dev: HeldOut,
-    attribute_weight: float = ATTRIBUTE_WEIGHT,
-) -> tuple[MetaClassifier, History]:
+@dataclass(frozen=True, slots=True)
+class StackingSet:
+    """What runs of stage 3 are trained on.
+
+    Attributes:
+        outputs: out-of-fold member outputs as `meta_input` gives them, `[N, 11 M]`.
+        examples: the same N examples, for their targets.
+        trained_classes: classes that occur.
+        attribute_weight: of the attributes in the loss.
+    """
+
+    outputs: Tensor
+    examples: Examples
+    trained_classes: tuple[str, ...]
+    attribute_weight: float = ATTRIBUTE_WEIGHT
+
+
+def train_meta(data: StackingSet, config: MetaConfig, seed: int, dev: HeldOut) -> tuple[MetaClassifier, History]:
     """One run of stage 3: balanced sampling as in stage 2, no mixup; the last epoch is kept.
 
     Classes are weighted as in stage 1 where the recipe says so: clips of every class carry votes for neutral, so a set
     that is balanced by dominant class is not balanced by votes, and a meta-classifier trained on it leans to neutral.
 
     Args:
-        outputs: out-of-fold member outputs as `meta_input` gives them, `[N, 11 M]`.
-        examples: the same N examples, for their targets.
-        trained_classes: classes that occur.
+        data: the members' outputs, and what they should have been.
         config: epochs, batch size, learning rate.
         seed: decides the initial weights and the draws.
         dev: scores every epoch for the learning curve, and decides nothing.
-        attribute_weight: of the attributes in the loss.
     """
+    outputs, examples = data.outputs, data.examples
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     meta = MetaClassifier(outputs.shape[1] // WIDTH)
     optimizer = torch.optim.AdamW(meta.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    bias, weights = class_bias(trained_classes), class_weights(examples.targets, config.class_weight)
+    bias, weights = class_bias(data.trained_classes), class_weights(examples.targets, config.class_weight)
     labels, classes, history = labels_of(examples), examples.dominant, History()
     for epoch in range(config.epochs):
         subset, losses = balanced_subset(classes, rng), []
@@ -63,7 +70,7 @@ def train_meta(
             rows = torch.from_numpy(subset[start : start + config.batch_size])
             logits, attributes = meta(outputs[rows])
             drawn = Labels(labels.classes[rows], labels.attributes[rows], labels.rated[rows])
-            loss = multitask_loss(logits, attributes, drawn, weights, bias, attribute_weight=attribute_weight)
+            loss = multitask_loss(logits, attributes, drawn, weights, bias, attribute_weight=data.attribute_weight)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimizer.step()

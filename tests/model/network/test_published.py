@@ -33,7 +33,7 @@ def test_speech_gives_a_frame_every_20_ms(name: str) -> None:
     with FakeTensorMode(), no_init_weights(), torch.no_grad():
         encoder = SpeechEncoder(AutoModel.from_config(published_config(name)))  # type: ignore[no-untyped-call]
         assert not encoder.needs_equal_lengths
-        hidden, mask = encoder(torch.zeros(3, 20 * 16_000), torch.ones(3, 20 * 16_000, dtype=torch.bool))
+        hidden, mask = encoder.encode(torch.zeros(3, 20 * 16_000), torch.ones(3, 20 * 16_000, dtype=torch.bool))
     assert (tuple(hidden.shape), tuple(mask.shape)) == ((3, 999, 1024), (3, 999))
     assert hidden.dtype == torch.float32
 
