@@ -35,7 +35,9 @@ def compare(run: Run) -> tuple[dict[str, Any], Progress]:
 
 
 def weights(out: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors") if "checkpoint" not in path.parts}
+    return {
+        path: path.stat().st_mtime_ns for path in out.rglob("members/*.safetensors") if "checkpoint" not in path.parts
+    }
 
 
 @pytest.fixture(scope="module")

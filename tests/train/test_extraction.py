@@ -48,6 +48,7 @@ def recipe_of(folder: Path) -> Recipe:
     changed = {
         "data": shipped["data"] | {"evaluate": [], "dev_fraction": 0.2, "test_fraction": 0.2, "degraded_copies": 1},
         "text": None,
+        "adaptation": None,
         "encoders": encoders,
         "member_defaults": sizes,
         "members": [{"name": "all", "modalities": modalities, "seed": 1}],

@@ -270,8 +270,8 @@ def test_parts_share_no_speaker(run: Run) -> None:
 
 
 def test_degraded_copies_keep_the_words_of_their_recording(run: Run) -> None:
-    training = prepare(run.recipe, run.data, run.cache, lambda *call: None).training
-    clean, degraded = training.copies
+    prepared = prepare(run.recipe, run.data, run.cache, lambda *call: None)
+    training, (clean, degraded) = prepared.training, prepared.alone[0]
     assert clean.ids == degraded.ids
     for row in range(len(clean)):
         np.testing.assert_array_equal(clean.frames["text"][row], degraded.frames["text"][row])
