@@ -30,6 +30,7 @@ from model.bundle import (
 )
 from model.features import FUNCTIONALS_STEPS
 from model.network.checkpoint import Checkpoint
+from model.network.member import Member
 from model.spec import EncoderSpec
 
 UTTERANCE_S: Final = 4.0
@@ -60,7 +61,7 @@ def component_costs(checkpoint: Checkpoint, folder: Path, seconds: float = UTTER
     """
     spec = checkpoint.spec
     frames = {encoder.name: encoder for encoder in inputs_of(spec)}
-    parameters = [_count(member.parameters()) for member in checkpoint.members]
+    parameters = [_count(_served(member)) for member in checkpoint.members]
     meta = _count(checkpoint.meta.parameters())
     costs: Costs = {}
     for encoder in spec.encoders:
@@ -165,6 +166,11 @@ def _frames(encoder: EncoderSpec, seconds: float) -> int:
     if encoder.kind == "text-transformer":
         return max(1, round(seconds * TOKENS_PER_S))
     return round(seconds * SAMPLE_RATE_HZ / (MEL_HOP if encoder.kind == "prosody" else WHISPER_HOP))
+
+
+def _served(member: Member) -> list[Tensor]:
+    """A member's parameters but for those that only training reads."""
+    return [values for name, values in member.named_parameters() if not name.startswith("views.")]
 
 
 def _count(parameters: Iterable[Tensor]) -> int:

@@ -1,11 +1,11 @@
 """The graphs of members and of the ensemble, in which networks of one shape run as one.
 
-They compute what `DeepSER` and `Ensemble` compute. Networks of one shape take one matrix product with their weights stacked
+They compute what members and `Ensemble` compute. Networks of one shape take one matrix product with their weights stacked
 where the networks in torch take one each:
 
     first projections   W1 of every ENC that reads an encoder side by side: one product over frames that are standardised once
     legs                ENCs of one shape that read one encoder, whichever members they are of
-    fusions             fusion ENCs, joins and heads of members with the same modalities and sizes
+    fusions             fusion ENCs or cross-attention, joins and heads of members with the same modalities and sizes
     meta-classifier     the soup with temperature, class bias and the attributes' range in its one matrix
 
 They are written node by node: `torch.export` spends minutes on proving shapes such as batch times (steps of one encoder plus
@@ -25,15 +25,18 @@ import numpy as np
 import onnx
 import torch
 from onnx import TensorProto
-from torch import Tensor, nn
+from torch import Tensor
 
 from export.graph_writer import GraphWriter
+from export.group_cross import GroupCross
+from export.group_layers import Encoded, GroupLayers, Mask, Named, parts
 from model.bundle import Shape, ensemble_outputs, inputs_of, mask_of
 from model.labels import ATTRIBUTE_RANGE, ATTRIBUTES, CLASSES
-from model.network.deepser import DeepSER, FrameStack
-from model.network.enc import MASKED_SCORE, Enc, TransformerLayer
+from model.network.deepser import FrameStack
+from model.network.member import Member
 from model.network.metaclassifier import WIDTH, Ensemble
 from model.posteriors import EPSILON
+from model.spec import INTERACTION
 
 Item = TypeVar("Item")
 _NETWORK: Final = "network"
@@ -41,51 +44,24 @@ _TO_THE_END: Final = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, slots=True)
-class _Mask:
-    """What a group needs of a mask `[B, T]`: names of tensors.
+class _Said:
+    """What a group of members says: logits `[G, B, 8]`, ratings `[G, B, 3]`, shares `[G, B, S]` where it has them."""
 
-    Attributes:
-        kept: `bool [B, T]`.
-        shape: B and T.
-        bias: of the scores of keys `[B, 1, 1, T]`.
-        share: of each step in the mean `[B, 1, T]`.
-    """
-
-    kept: str
-    shape: str
-    bias: str
-    share: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Named:
-    """A network, and the name of its member for the names of its constants."""
-
-    name: str
-    module: nn.Module
-
-    def part(self, path: str) -> "_Named":
-        return _Named(f"{self.name}.{path}", self.module.get_submodule(path))
-
-
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    """What a group of ENCs gives: every layer's output `[G, B, T, D]`, the pooled last one `[G, B, D]`."""
-
-    layers: list[str]
-    pooled: str
+    logits: str
+    ratings: str
+    shares: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Legs:
     """An encoder's legs: groups of ENCs, the steps' mask, and (group, row) of each member."""
 
-    groups: list[_Encoded]
-    mask: _Mask
+    groups: list[Encoded]
+    mask: Mask
     places: dict[int, tuple[int, int]]
 
 
-def member_graph(member: DeepSER, outputs: tuple[str, str], opset: int) -> onnx.ModelProto:
+def member_graph(member: Member, outputs: tuple[str, str], opset: int) -> onnx.ModelProto:
     """One member: frames and masks of its modalities to logits `[B, 8]` and attributes `[B, 3]` in 1..7."""
     builder = _Builder({_NETWORK: member})
     builder.inputs(member.spec.modalities)
@@ -96,8 +72,8 @@ def member_graph(member: DeepSER, outputs: tuple[str, str], opset: int) -> onnx.
 
 def ensemble_graph(ensemble: Ensemble, opset: int) -> onnx.ModelProto:
     """Members, meta-classifier and calibration as one graph: what is served."""
-    members = [cast("DeepSER", member) for member in ensemble.members]
-    builder = _Builder({member.spec.name: member for member in members})
+    members = [cast("Member", member) for member in ensemble.members]
+    builder = _Builder({member.spec.name: member for member in members}, ensemble.spec.shared_by)
     builder.inputs([encoder.name for encoder in inputs_of(ensemble.spec)])
     found = builder.ensemble(ensemble)
     shapes = ensemble_outputs(ensemble.spec).items()
@@ -110,12 +86,15 @@ class _Builder:
 
     Args:
         members: by the name that their constants begin with.
+        shared_by: as `EnsembleSpec.shared_by`; without it, shares are not told.
     """
 
-    def __init__(self, members: Mapping[str, DeepSER]) -> None:
+    def __init__(self, members: Mapping[str, Member], shared_by: Sequence[str] = ()) -> None:
         self._names, self._members = list(members), list(members.values())
+        self._shared_by = shared_by
         self.graph = GraphWriter()
-        self._masks: dict[str, _Mask] = {}
+        self._layers = GroupLayers(self.graph)
+        self._crossing = GroupCross(self.graph, self._layers)
 
     def inputs(self, modalities: Sequence[str]) -> None:
         """Declares frames `float32 [B, F, d]` and mask `bool [B, F]` of every modality."""
@@ -133,17 +112,19 @@ class _Builder:
     def member(self) -> tuple[str, str]:
         """Logits and attributes of the only member."""
         low, high = ATTRIBUTE_RANGE
-        (logits, units), op = self._heads(), self.graph.op
-        attributes = op("Add", op("Mul", units, self.graph.scalar(float(high - low))), self.graph.scalar(float(low)))
-        return op("Squeeze", logits, self.graph.ints(1)), op("Squeeze", attributes, self.graph.ints(1))
+        said, op = self._heads(), self.graph.op
+        scaled = op("Mul", said.ratings, self.graph.scalar(float(high - low)))
+        attributes = op("Add", scaled, self.graph.scalar(float(low)))
+        return op("Squeeze", said.logits, self.graph.ints(1)), op("Squeeze", attributes, self.graph.ints(1))
 
-    def ensemble(self, ensemble: Ensemble) -> tuple[str, str, str, str]:
-        """Probabilities, attributes, members' probabilities and uncertainty."""
-        logits, units = self._heads()
+    def ensemble(self, ensemble: Ensemble) -> tuple[str, ...]:
+        """Probabilities, attributes, members' probabilities, uncertainty, and shares where members have some."""
+        said = self._heads()
         bias = self.graph.constant(ensemble.class_bias, "class_bias")
-        probabilities = self.graph.op("Softmax", self.graph.op("Add", logits, bias), axis=-1)
-        posterior, attributes = self._meta(ensemble, probabilities, units)
-        return posterior, attributes, probabilities, self._uncertainty(probabilities)
+        probabilities = self.graph.op("Softmax", self.graph.op("Add", said.logits, bias), axis=-1)
+        posterior, attributes = self._meta(ensemble, probabilities, said.ratings)
+        shares = () if said.shares is None else (said.shares,)
+        return posterior, attributes, probabilities, self._uncertainty(probabilities), *shares
 
     # Legs
 
@@ -161,123 +142,74 @@ class _Builder:
             scaled = op("Mul", centred, self.graph.constant(stacks[numbers[0]].scale, f"{first.name}.scale"))
             width = stride * len(stacks[numbers[0]].mean)
             steps = op("Reshape", op("Mul", scaled, weight), ints(0, -1, width))
-            hidden |= zip(numbers, self._first(steps, [self._of(n, f"encs.{name}.w1") for n in numbers]), strict=True)
-        mask, groups = self._mask(kept), []
+            hidden |= zip(
+                numbers, self._layers.first(steps, [self._of(n, f"encs.{name}.w1") for n in numbers]), strict=True
+            )
+        mask, groups = self._layers.mask(kept), []
         places: dict[int, tuple[int, int]] = {}
         for group, numbers in enumerate(_alike(readers, lambda number: _sizes(self._members[number]))):
             flat = [op("Reshape", hidden[n], ints(1, -1, self._members[n].spec.dim)) for n in numbers]
-            groups.append(self._enc(self._concat(flat, 0), [self._of(n, f"encs.{name}") for n in numbers], mask))
+            encs = [self._of(n, f"encs.{name}") for n in numbers]
+            groups.append(self._layers.enc(self._layers.concat(flat, 0), encs, mask))
             places |= {number: (group, row) for row, number in enumerate(numbers)}
         return _Legs(groups, mask, places)
 
-    def _first(self, steps: str, linears: Sequence[_Named]) -> list[str]:
-        """relu(W1 x) `[B, T, D]` of each ENC from one wide product."""
-        op = self.graph.op
-        weight = self._concat([self._weight(linear) for linear in linears], 1)
-        bias = self._concat([self._vector(linear, "bias") for linear in linears], 0)
-        wide = op("Relu", op("Add", op("MatMul", steps, weight), bias))
-        if len(linears) == 1:
-            return [wide]
-        widths = [cast("nn.Linear", linear.module).out_features for linear in linears]
-        return self.graph.split(wide, widths, axis=2)
-
-    # ENCs
-
-    def _enc(self, hidden: str, encs: Sequence[_Named], mask: _Mask) -> _Encoded:
-        """ENCs of one shape behind relu(W1 x) `[G, B T, D]`."""
-        op, ints, first = self.graph.op, self.graph.ints, cast("Enc", encs[0].module)
-        dim = first.w2.out_features
-        shape = self.graph.joined(ints(len(encs)), mask.shape, ints(dim))
-        x = self._linear(hidden, [enc.part("w2") for enc in encs])
-        layers = []
-        for level in range(len(first.layers)):
-            x = self._layer(x, [enc.part(f"layers.{level}") for enc in encs], mask)
-            layers.append(op("Reshape", x, shape))
-        pooled = op("Squeeze", op("MatMul", mask.share, layers[-1]), ints(2))
-        return _Encoded(layers, pooled)
-
-    def _layer(self, x: str, layers: Sequence[_Named], mask: _Mask) -> str:
-        op = self.graph.op
-        normal = self._norm(x, [layer.part("attention_norm") for layer in layers])
-        attended = self._attend(self._linear(normal, [layer.part("qkv") for layer in layers]), layers, mask)
-        x = op("Add", x, self._linear(attended, [layer.part("attention_out") for layer in layers]))
-        normal = self._norm(x, [layer.part("feed_forward_norm") for layer in layers])
-        wide = op("Gelu", self._linear(normal, [layer.part("expand") for layer in layers]))
-        return op("Add", x, self._linear(wide, [layer.part("contract") for layer in layers]))
-
-    def _attend(self, qkv: str, layers: Sequence[_Named], mask: _Mask) -> str:
-        """Attention of `[G, B T, 3 D]`, each network for itself."""
-        op, ints, first = self.graph.op, self.graph.ints, cast("TransformerLayer", layers[0].module)
-        dim, heads = first.attention_out.in_features, first.heads
-        shape = self.graph.joined(ints(len(layers)), mask.shape, ints(3 * heads, dim // heads))
-        apart = op("Transpose", op("Reshape", qkv, shape), perm=[0, 1, 3, 2, 4])  # [G, B, 3 H, T, D / H]
-        q, k, v = self.graph.split(apart, [heads] * 3, axis=2)
-        scaled = op("Mul", q, self.graph.scalar(1.0 / math.sqrt(dim // heads)))
-        scores = op("Add", op("MatMul", scaled, op("Transpose", k, perm=[0, 1, 2, 4, 3])), mask.bias)
-        attended = op("MatMul", op("Softmax", scores, axis=-1), v)
-        return op("Reshape", op("Transpose", attended, perm=[0, 1, 3, 2, 4]), ints(len(layers), -1, dim))
-
-    def _norm(self, x: str, norms: Sequence[_Named]) -> str:
-        op, first = self.graph.op, cast("nn.LayerNorm", norms[0].module)
-        if len(norms) == 1:
-            weight, bias = (self._vector(norms[0], which) for which in ("weight", "bias"))
-            return op("LayerNormalization", x, weight, bias, axis=-1, epsilon=first.eps)
-        ones = self.graph.constant(torch.ones(first.normalized_shape), f"ones.{first.normalized_shape[0]}")
-        normal = op("LayerNormalization", x, ones, axis=-1, epsilon=first.eps)
-        return op("Add", op("Mul", normal, self._vectors(norms, "weight")), self._vectors(norms, "bias"))
-
-    def _mask(self, kept: str) -> _Mask:
-        if kept not in self._masks:
-            op, ints = self.graph.op, self.graph.ints
-            weight = op("Cast", kept, to=TensorProto.FLOAT)
-            padded = op("Mul", op("Cast", op("Not", kept), to=TensorProto.FLOAT), self.graph.scalar(MASKED_SCORE))
-            total = op("Max", op("ReduceSum", weight, ints(1), keepdims=1), self.graph.scalar(1.0))
-            self._masks[kept] = _Mask(
-                kept,
-                shape=op("Shape", kept),
-                bias=op("Unsqueeze", padded, ints(1, 2)),
-                share=op("Unsqueeze", op("Div", weight, total), ints(1)),
-            )
-        return self._masks[kept]
-
     # Fusion and heads
 
-    def _heads(self) -> tuple[str, str]:
-        """Members' logits `[B, M, 8]` and attributes in 0..1 `[B, M, 3]`."""
+    def _heads(self) -> _Said:
+        """Members' logits `[B, M, 8]`, attributes in 0..1 `[B, M, 3]`, mean shares `[B, S]` where members have some."""
         read = dict.fromkeys(name for member in self._members for name in member.spec.modalities)
         legs = {name: self._legs(name) for name in read}
         order: list[int] = []
         logits: list[str] = []
         units: list[str] = []
+        shares: dict[int, list[str]] = {}
         for numbers in _alike(range(len(self._members)), lambda number: _fusion_shape(self._members[number], number)):
-            fuse = self._fuse if self._members[numbers[0]].spec.fusion == "deep" else self._late
-            found = fuse(numbers, legs)
+            found = self._said(numbers, legs)
             order += numbers
-            logits.append(found[0])
-            units.append(self.graph.op("Sigmoid", found[1]))
-        return self._ordered(logits, order), self._ordered(units, order)
+            logits.append(found.logits)
+            units.append(self.graph.op("Sigmoid", found.ratings))
+            if self._shared_by and found.shares is not None:
+                shares |= {number: self._single(found.shares, row, number) for row, number in enumerate(numbers)}
+        shared = self._mean_shares(shares) if self._shared_by else None
+        return _Said(self._ordered(logits, order), self._ordered(units, order), shared)
 
-    def _fuse(self, numbers: Sequence[int], legs: Mapping[str, _Legs]) -> tuple[str, str]:
-        """Logits `[G, B, 8]` and ratings `[G, B, 3]` of deep members with the same modalities and sizes."""
+    def _said(self, numbers: Sequence[int], legs: Mapping[str, _Legs]) -> _Said:
+        spec = self._members[numbers[0]].spec
+        if spec.family == "vga":
+            return self._cross(numbers, legs)
+        return self._fuse(numbers, legs) if spec.fusion == "deep" else self._late(numbers, legs)
+
+    def _cross(self, numbers: Sequence[int], legs: Mapping[str, _Legs]) -> _Said:
+        """Members of the family "vga" with the same modalities and sizes."""
+        names = self._members[numbers[0]].spec.modalities
+        steps = {name: self._part(legs[name], numbers).layers[-1] for name in names}
+        members = [Named(self._names[number], self._members[number]) for number in numbers]
+        fused, shares = self._crossing.fused(members, steps, {name: legs[name].mask for name in names})
+        active = self.graph.op("Relu", self._head(fused, numbers, "join"))
+        return _Said(self._head(active, numbers, "classifier"), self._head(active, numbers, "regressor"), shares)
+
+    def _fuse(self, numbers: Sequence[int], legs: Mapping[str, _Legs]) -> _Said:
+        """Deep members with the same modalities and sizes."""
         op, ints, spec = self.graph.op, self.graph.ints, self._members[numbers[0]].spec
-        parts = [self._part(legs[name], numbers) for name in spec.modalities]
-        modality_mask = self._concat([legs[name].mask.kept for name in spec.modalities], 1)
+        own = [self._part(legs[name], numbers) for name in spec.modalities]
+        modality_mask = self._layers.concat([legs[name].mask.kept for name in spec.modalities], 1)
         fused: list[tuple[str, str]] = []
         pooled = ""
         for level in range(spec.layers):
-            kept = self._concat([modality_mask, *(before for _, before in fused)], 1)
-            streams = self._concat([*(part.layers[level] for part in parts), *(x for x, _ in fused)], 2)
+            kept = self._layers.concat([modality_mask, *(before for _, before in fused)], 1)
+            streams = self._layers.concat([*(part.layers[level] for part in own), *(x for x, _ in fused)], 2)
             flat = op("Reshape", streams, ints(len(numbers), -1, spec.dim))
             encs = [self._of(number, f"fusions.{level}") for number in numbers]
-            hidden = op("Relu", self._linear(flat, [enc.part("w1") for enc in encs]))
-            encoded = self._enc(hidden, encs, self._mask(kept))
+            hidden = op("Relu", self._layers.linear(flat, parts(encs, "w1")))
+            encoded = self._layers.enc(hidden, encs, self._layers.mask(kept))
             fused, pooled = [(encoded.layers[-1], kept)], encoded.pooled
-        joined = self._concat([*(part.pooled for part in parts), pooled], 2)
+        joined = self._layers.concat([*(part.pooled for part in own), pooled], 2)
         active = op("Relu", self._head(joined, numbers, "join"))
-        return self._head(active, numbers, "classifier"), self._head(active, numbers, "regressor")
+        return _Said(self._head(active, numbers, "classifier"), self._head(active, numbers, "regressor"))
 
-    def _late(self, numbers: Sequence[int], legs: Mapping[str, _Legs]) -> tuple[str, str]:
-        """Logits `[1, B, 8]` and ratings `[1, B, 3]` of one late member: the mean over its modalities."""
+    def _late(self, numbers: Sequence[int], legs: Mapping[str, _Legs]) -> _Said:
+        """One late member: the mean over its modalities."""
         op, names = self.graph.op, self._members[numbers[0]].spec.modalities
         heads: dict[str, list[str]] = {"classifiers": [], "regressors": []}
         for name in names:
@@ -285,14 +217,14 @@ class _Builder:
             for kind, found in heads.items():
                 found.append(self._head(active, numbers, f"{kind}.{name}"))
         logits, ratings = (op("Mean", *found) for found in heads.values())
-        return logits, ratings
+        return _Said(logits, ratings)
 
-    def _part(self, legs: _Legs, numbers: Sequence[int]) -> _Encoded:
+    def _part(self, legs: _Legs, numbers: Sequence[int]) -> Encoded:
         """Members' own rows of an encoder's legs."""
         group, rows = legs.places[numbers[0]][0], [legs.places[number][1] for number in numbers]
         size = sum(place[0] == group for place in legs.places.values())
         found = legs.groups[group]
-        return _Encoded([self._rows(x, rows, size) for x in found.layers], self._rows(found.pooled, rows, size))
+        return Encoded([self._rows(x, rows, size) for x in found.layers], self._rows(found.pooled, rows, size))
 
     def _rows(self, x: str, rows: Sequence[int], size: int) -> str:
         if list(rows) == list(range(size)):
@@ -302,7 +234,30 @@ class _Builder:
     def _ordered(self, groups: Sequence[str], order: Sequence[int]) -> str:
         """`[G, B, E]` of every group, whose members are `order`, as `[B, M, E]` in the members' own order."""
         rows = [order.index(number) for number in range(len(order))]
-        return self.graph.op("Transpose", self._rows(self._concat(groups, 0), rows, len(order)), perm=[1, 0, 2])
+        return self.graph.op("Transpose", self._rows(self._layers.concat(groups, 0), rows, len(order)), perm=[1, 0, 2])
+
+    # Shares
+
+    def _single(self, shares: str, row: int, number: int) -> list[str]:
+        """A member's own shares `[G, B, S]` as S tensors `[B, 1]`."""
+        own = self.graph.op(
+            "Squeeze", self.graph.op("Gather", shares, self.graph.ints(row), axis=0), self.graph.ints(0)
+        )
+        modalities = len(self._members[number].spec.modalities)
+        return self.graph.split(own, [1] * (modalities * (modalities + 1) // 2), axis=1)
+
+    def _mean_shares(self, shares: Mapping[int, Sequence[str]]) -> str:
+        """`Ensemble.modality_share`, `[B, S]`, from members' shares."""
+        columns: dict[str, list[str]] = {}
+        for number, own in shares.items():
+            names = self._members[number].spec.modalities
+            for place, share in enumerate(own):
+                columns.setdefault(names[place] if place < len(names) else INTERACTION, []).append(share)
+        totals = [self._total(columns[name]) for name in self._shared_by]
+        return self.graph.op("Mul", self._layers.concat(totals, 1), self.graph.scalar(1.0 / len(shares)))
+
+    def _total(self, tensors: Sequence[str]) -> str:
+        return tensors[0] if len(tensors) == 1 else self.graph.op("Sum", *tensors)
 
     # Meta-classifier
 
@@ -328,48 +283,11 @@ class _Builder:
         most = len(self._members) * math.log(len(self._members))
         return op("Clip", op("Mul", divergence, scalar(1.0 / most)), scalar(0.0), scalar(1.0))
 
-    # Constants
-
-    def _of(self, number: int, path: str) -> _Named:
-        return _Named(self._names[number], self._members[number]).part(path)
-
-    def _linear(self, x: str, linears: Sequence[_Named]) -> str:
-        """`[G, R, D]` -> `[G, R, E]`."""
-        return self._product(x, self._stack([self._weight(linear) for linear in linears], linears), linears)
-
     def _head(self, x: str, numbers: Sequence[int], path: str) -> str:
-        """The same on a row per utterance. Members' graphs hold these weights as torch does, output first."""
-        linears = [self._of(number, path) for number in numbers]
-        weights = self._stack([self._vector(linear, "weight") for linear in linears], linears)
-        perm = [1, 0] if len(linears) == 1 else [0, 2, 1]
-        return self._product(x, self.graph.op("Transpose", weights, perm=perm), linears)
+        return self._layers.head(x, [self._of(number, path) for number in numbers])
 
-    def _product(self, x: str, weight: str, linears: Sequence[_Named]) -> str:
-        return self.graph.op("Add", self.graph.op("MatMul", x, weight), self._vectors(linears, "bias"))
-
-    def _stack(self, weights: Sequence[str], linears: Sequence[_Named]) -> str:
-        """Matrices in a row as `[G, rows, columns]`; a single one as it is: onnxruntime packs it in advance."""
-        if len(weights) == 1:
-            return weights[0]
-        return self.graph.op("Concat", *(self.graph.op("Unsqueeze", w, self.graph.ints(0)) for w in weights), axis=0)
-
-    def _weight(self, linear: _Named) -> str:
-        """A weight `[D, E]`, input first, as the members' graphs hold it."""
-        weight = cast("nn.Linear", linear.module).weight
-        return self.graph.constant(weight.t(), f"{linear.name}.weight")
-
-    def _vector(self, module: _Named, which: str) -> str:
-        return self.graph.constant(cast("Tensor", getattr(module.module, which)), f"{module.name}.{which}")
-
-    def _vectors(self, modules: Sequence[_Named], which: str) -> str:
-        """Vectors `[E]` as `[G, 1, E]`; a single one as it is."""
-        if len(modules) == 1:
-            return self._vector(modules[0], which)
-        stacked = torch.stack([cast("Tensor", getattr(module.module, which)) for module in modules]).unsqueeze(1)
-        return self.graph.constant(stacked, f"{modules[0].name}.{which}.of_{len(modules)}")
-
-    def _concat(self, parts: Sequence[str], axis: int) -> str:
-        return parts[0] if len(parts) == 1 else self.graph.op("Concat", *parts, axis=axis)
+    def _of(self, number: int, path: str) -> Named:
+        return Named(self._names[number], self._members[number]).part(path)
 
 
 def _statistics(stack: FrameStack) -> tuple[bytes, bytes]:
@@ -377,13 +295,15 @@ def _statistics(stack: FrameStack) -> tuple[bytes, bytes]:
     return stack.mean.cpu().numpy().tobytes(), stack.scale.cpu().numpy().tobytes()
 
 
-def _sizes(member: DeepSER) -> tuple[int, ...]:
+def _sizes(member: Member) -> tuple[int, ...]:
     return member.spec.dim, member.spec.heads, member.spec.layers, member.spec.feed_forward
 
 
-def _fusion_shape(member: DeepSER, number: int) -> object:
+def _fusion_shape(member: Member, number: int) -> object:
     """What deep members of one group have in common; a late member, which fuses nothing, is a group by itself."""
-    return (member.spec.modalities, _sizes(member)) if member.spec.fusion == "deep" else number
+    spec = member.spec
+    kind = spec.family, spec.attention, spec.gates
+    return (spec.modalities, _sizes(member), kind) if spec.fusion == "deep" else number
 
 
 def _folded_meta(ensemble: Ensemble) -> tuple[Tensor, Tensor]:

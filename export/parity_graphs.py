@@ -18,11 +18,11 @@ from torch import nn
 
 from export.parity_encoders import graph_session
 from export.to_onnx import META_INPUT
-from model.bundle import ENSEMBLE, ensemble_outputs, inputs_of, mask_of
+from model.bundle import ENSEMBLE, MODALITY_SHARE, ensemble_outputs, inputs_of, mask_of
 from model.features import Frames, collate
 from model.labels import ATTRIBUTE_RANGE
 from model.network.checkpoint import Checkpoint
-from model.network.deepser import DeepSER
+from model.network.member import Member
 from model.network.metaclassifier import WIDTH
 from model.spec import EncoderSpec
 
@@ -61,14 +61,32 @@ def ensemble_differences(checkpoint: Checkpoint, folder: Path) -> Differences:
 
     together = run(items)
     alone = np.concatenate([run([item]) for item in items])
+    network = _worst(session, names, checkpoint.ensemble(), encoders, items, _ensemble_values)
+    if checkpoint.spec.shared_by:
+        network = max(network, _share_difference(checkpoint, session, encoders, items))
     return Differences(
-        network=_worst(session, names, checkpoint.ensemble(), encoders, items, _ensemble_values),
+        network=network,
         padding=_largest(together - run(items, _EXTRA_STEPS)),
         neighbours=_largest(together - alone),
     )
 
 
-def member_difference(checkpoint: Checkpoint, member: DeepSER, graph: Path) -> float:
+def _share_difference(
+    checkpoint: Checkpoint,
+    session: onnxruntime.InferenceSession,
+    encoders: Sequence[EncoderSpec],
+    items: Sequence[Item],
+) -> float:
+    """The shares of modalities that the graph tells against those of the networks."""
+    batch = feed(encoders, items)
+    tensors = {name: torch.from_numpy(values) for name, values in batch.items()}
+    masks = {encoder.name: tensors[mask_of(encoder.name)] for encoder in encoders}
+    with torch.no_grad():
+        expected = checkpoint.ensemble().modality_share(tensors, masks).numpy()
+    return _largest(expected - session.run([MODALITY_SHARE], batch)[0])
+
+
+def member_difference(checkpoint: Checkpoint, member: Member, graph: Path) -> float:
     """A member's graph against its network."""
     encoders = tuple(checkpoint.spec.encoder(name) for name in member.spec.modalities)
     items = example_items(checkpoint)

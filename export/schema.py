@@ -65,6 +65,7 @@ _RULES: Final[Mapping[type, Mapping[str, Schema]]] = {
         "layers": _ABOVE_0,
         "dropout": _SHARE,
         "input_dropout": _SHARE,
+        "contrast": {"minimum": 0},
     },
 }
 _SIMPLE: Final[Mapping[Any, Schema]] = {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from export.grouped import ensemble_graph, member_graph
-from model.network.deepser import DeepSER
+from model.network.member import Member
 from model.network.metaclassifier import WIDTH, Ensemble, MetaClassifier
 from model.spec import EncoderSpec
 
@@ -45,7 +45,7 @@ def export_ensemble(ensemble: Ensemble) -> onnx.ModelProto:
     return ensemble_graph(ensemble, OPSET)
 
 
-def export_member(member: DeepSER, encoders: Mapping[str, EncoderSpec]) -> onnx.ModelProto:
+def export_member(member: Member, encoders: Mapping[str, EncoderSpec]) -> onnx.ModelProto:
     """One member: frames and masks of its modalities to `logits [B, 8]` and `attributes [B, 3]`."""
     return member_graph(member, MEMBER_OUTPUTS, OPSET)
 

@@ -55,6 +55,8 @@ SPEECH_OUTPUT: Final = "hidden"
 """Output of a speech encoder's graph, `float32 [B, F, d]`."""
 SPEECH_OUTPUT_MASK: Final = "hidden_mask"
 """Output of a speech encoder's graph, `bool [B, F]`: frames that hear their utterance alone."""
+MODALITY_SHARE: Final = "modality_share"
+"""Output of the ensemble's graph, `float32 [B, S]`: shares of the fused vector, in the order of `EnsembleSpec.shared_by`."""
 WHISPER_INPUT: Final = "mels"
 """Input of a Whisper encoder's graph, `float32 [B, M, 2 F]`: M mel bands."""
 WHISPER_OUTPUT: Final = "states"
@@ -96,12 +98,14 @@ def ensemble_inputs(spec: EnsembleSpec) -> Tensors:
 
 
 def ensemble_outputs(spec: EnsembleSpec) -> Tensors:
-    """Outputs of the ensemble's graph, `float32`."""
+    """Outputs of the ensemble's graph, `float32`; shares of modalities only where members have them."""
+    shares: Tensors = {MODALITY_SHARE: (None, len(spec.shared_by))} if spec.shared_by else {}
     return {
         "probabilities": (None, len(CLASSES)),
         "attributes": (None, len(ATTRIBUTES)),
         "member_probabilities": (None, len(spec.members), len(CLASSES)),
         "uncertainty": (None,),
+        **shares,
     }
 
 

@@ -12,6 +12,11 @@ WHISPER_KINDS: Final = ("whisper-ctranslate2", "whisper-onnx")
 """Both read CTranslate2's weights and decode with them; "whisper-onnx" encodes with the bundle's own graph, which gives
 hidden states that CTranslate2 keeps to itself."""
 Fusion = Literal["deep", "late"]
+Family = Literal["deepser", "vga"]
+Attention = Literal["plain", "vad-guided"]
+Gates = Literal["none", "free", "shares"]
+INTERACTION: Final = "interaction"
+"""The share that no modality has alone, beside the modalities' names."""
 
 
 class SpecError(ValueError):
@@ -71,19 +76,25 @@ class EncoderSpec:
 
 @dataclass(frozen=True, slots=True)
 class MemberSpec:
-    """One DeepSER member.
+    """One member.
 
     Attributes:
         name: unique within an ensemble.
         modalities: names of the encoders it reads, in the order their frames are concatenated.
         dim: model width D.
         heads: attention heads; divides `dim`.
-        layers: Transformer layers per ENC, and fusion ENCs.
+        layers: Transformer layers per ENC, and fusion ENCs or layers of cross-attention.
         feed_forward: width of a layer's feed-forward network.
         dropout: probability, used in training only.
         seed: seed of its initial weights and of its batches.
         input_dropout: probability that an utterance is read without one of a modality's features; training only.
         fusion: "deep", or "late": the mean of one network's logits per modality, what deep fusion is compared with.
+        family: "deepser" joins modalities in time and lets them attend to themselves, "vga" lets each attend to the others.
+        attention: "plain", or "vad-guided": a step attends to steps that lie near it in a learned space of three axes. It is
+            the attention of fusion ENCs in a "deepser" member, and between modalities in a "vga" one.
+        gates: how a "vga" member fuses: "none" joins the modalities' vectors, "free" weighs each feature of each, "shares"
+            weighs whole vectors by shares that sum to 1 and are reported.
+        contrast: width of the projections by which a contrastive loss compares modalities; training only, 0 has none.
     """
 
     name: str
@@ -96,12 +107,17 @@ class MemberSpec:
     seed: int
     input_dropout: float = 0.0
     fusion: Fusion = "deep"
+    family: Family = "deepser"
+    attention: Attention = "plain"
+    gates: Gates = "none"
+    contrast: int = 0
 
     def __post_init__(self) -> None:
-        if self.fusion not in get_args(Fusion):
-            raise SpecError(
-                f"member {self.name!r}: fusion is one of {', '.join(get_args(Fusion))}, got {self.fusion!r}"
-            )
+        chosen = {"fusion": Fusion, "family": Family, "attention": Attention, "gates": Gates}
+        for name, kind in chosen.items():
+            if (got := getattr(self, name)) not in get_args(kind):
+                raise SpecError(f"member {self.name!r}: {name} is one of {', '.join(get_args(kind))}, got {got!r}")
+        self._check_family()
         if not self.modalities or len(set(self.modalities)) != len(self.modalities):
             raise SpecError(f"member {self.name!r}: needs one or more different modalities, got {self.modalities}")
         if self.heads < 1 or self.dim % self.heads:
@@ -111,6 +127,23 @@ class MemberSpec:
         for name, share in (("dropout", self.dropout), ("input_dropout", self.input_dropout)):
             if not 0.0 <= share < 1.0:
                 raise SpecError(f"member {self.name!r}: {name} lies in [0, 1), got {share}")
+
+    def _check_family(self) -> None:
+        several = len(self.modalities) > 1
+        if self.family == "vga" and (self.fusion == "late" or not several):
+            raise SpecError(
+                f"member {self.name!r}: family 'vga' fuses two or more modalities, and deeply, "
+                f"got {self.modalities} and fusion {self.fusion!r}"
+            )
+        if self.family == "deepser" and self.gates != "none":
+            raise SpecError(f"member {self.name!r}: gates belong to family 'vga', got {self.gates!r} in a 'deepser'")
+        if self.fusion == "late" and self.attention != "plain":
+            raise SpecError(f"member {self.name!r}: with late fusion there is no fusion ENC to guide")
+        if self.contrast < 0 or (self.contrast and not several):
+            raise SpecError(
+                f"member {self.name!r}: contrast is the width of projections of two or more modalities, 0 for none, "
+                f"got {self.contrast} and {self.modalities}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +170,16 @@ class EnsembleSpec:
         unknown = [name for name in self.trained_attributes if name not in ATTRIBUTES]
         if unknown:
             raise SpecError(f"unknown attributes {unknown}: the attributes are {', '.join(ATTRIBUTES)}")
+
+    @property
+    def shared_by(self) -> tuple[str, ...]:
+        """What shares of the fused vector are told for, in the order of the ensemble's output `modality_share`.
+
+        The encoders that members with shares read, then `INTERACTION`; empty where no member has shares.
+        """
+        read = {name for member in self.members if member.gates == "shares" for name in member.modalities}
+        names = tuple(encoder.name for encoder in self.encoders if encoder.name in read)
+        return (*names, INTERACTION) if names else ()
 
     @property
     def whisper(self) -> EncoderSpec | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from model.network.deepser import DeepSER
+from model.network.member import Member
 from train.ablation_report import write_ablations
 from train.ablation_tables import MAJORITY, SINGLE, SOFT, SOUP, ensembles_table, members_table
 from train.ablations import ABLATIONS, Ablation, chosen_members, ensemble_sizes
@@ -28,7 +28,7 @@ from train.stacking import Stacked, stack
 from train.stages.members import ALL_SPEAKERS, Job, train_member
 from train.stages.meta import meta_posterior, stacked_outputs
 
-Networks = Mapping[str, DeepSER]
+Networks = Mapping[str, Member]
 """Member name -> network."""
 
 
@@ -109,7 +109,7 @@ def _tasks(ablation: Ablation, recipe: Recipe, prepared: Prepared, out: Path, ch
 
 
 def _ensembles(
-    recipe: Recipe, prepared: Prepared, trained: Mapping[str, Mapping[int, DeepSER]]
+    recipe: Recipe, prepared: Prepared, trained: Mapping[str, Mapping[int, Member]]
 ) -> dict[tuple[str, ...], Stacked]:
     """Stages 3 and 4 on the best members, for each size; which are best, the development speakers decide."""
     training, encoders = prepared.training, recipe.encoder_specs()

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from model.spec import MemberSpec
 from train.config import Recipe
 from train.errors import RecipeError
 from train.stages.members import TrainingSet
@@ -43,6 +44,11 @@ class Ablation:
         (spec,) = (spec for spec in recipe.member_specs() if spec.name == member)
         if self.name == LATE_FUSION and len(spec.modalities) == 1:
             return f"the member reads {spec.modalities[0]} alone, so there is nothing to fuse"
+        if self.name == LATE_FUSION and not _may_fuse_late(spec):
+            return (
+                "late fusion stands against fusion ENCs of plain attention, "
+                f"and the member is of family {spec.family!r} with {spec.attention} attention"
+            )
         return ""
 
 
@@ -53,9 +59,13 @@ def one_hot_targets(recipe: Recipe) -> Recipe:
 
 def late_fusion(recipe: Recipe) -> Recipe:
     """The mean of single-modality networks in the place of deep fusion."""
-    changed = _with(recipe, member_defaults={"fusion": "late"})
-    members = tuple(member.model_copy(update={"fusion": None}) for member in recipe.members)
-    return changed.model_copy(update={"members": members})
+    late = {spec.name for spec in recipe.member_specs() if spec.fusion == "deep" and _may_fuse_late(spec)}
+    members = tuple(m.model_copy(update={"fusion": "late"}) if m.name in late else m for m in recipe.members)
+    return recipe.model_copy(update={"members": members})
+
+
+def _may_fuse_late(spec: MemberSpec) -> bool:
+    return spec.family == "deepser" and spec.attention == "plain"
 
 
 def no_mixup(recipe: Recipe) -> Recipe:
@@ -65,7 +75,10 @@ def no_mixup(recipe: Recipe) -> Recipe:
 
 def no_multitask(recipe: Recipe) -> Recipe:
     """Classes alone are learned."""
-    return _with(recipe, objective={"attribute_weight": 0.0})
+    silent: dict[str, Any] = {"attribute_weight": 0.0}
+    if any(spec.family == "vga" for spec in recipe.member_specs()):
+        silent["vga"] = recipe.objective.vga.model_copy(update=silent)
+    return _with(recipe, objective=silent)
 
 
 def no_stage_2(recipe: Recipe) -> Recipe:

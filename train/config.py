@@ -6,12 +6,13 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from model.spec import EncoderKind, EncoderSpec, Fusion, MemberSpec, SpecError
+from model.spec import Attention, EncoderKind, EncoderSpec, Family, Fusion, Gates, MemberSpec, SpecError
 from train.augment_config import AugmentConfig
 from train.corpora import check_options
 from train.corpora.options import CorpusOptions
 from train.errors import RecipeError
-from train.losses import ATTRIBUTE_WEIGHT
+from train.losses import ATTRIBUTE_WEIGHT, CROSS_ENTROPY_WEIGHT, Terms
+from train.micl import TEMPERATURE, WEIGHT, Contrast, Positives
 
 
 class _Section(BaseModel):
@@ -31,8 +32,9 @@ class DataConfig(_Section):
     licence: str
     intended_votes: float = Field(ge=0)
     """How many annotators the actor's own intention counts for in the soft target."""
-    split: Literal["speakers", "published", "session"] = "speakers"
-    """Speakers drawn at random; the corpus' own parts; or one session out: `test_session` tests and the next one selects."""
+    split: Literal["speakers", "folds", "published", "session"] = "speakers"
+    """Speakers drawn at random; `folds` parts of speakers, of which `test_fold` tests and the next one selects; the corpus' own
+    parts; or one session out: `test_session` tests and the next one selects."""
     dev_fraction: float = Field(default=0.1, gt=0, lt=0.5)
     test_fraction: float = Field(default=0.2, gt=0, lt=0.5)
     split_seed: int = 0
@@ -42,6 +44,8 @@ class DataConfig(_Section):
     allow_overlap: bool = False
     """Accept speakers on two sides of a published split: the report names them."""
     test_session: str = ""
+    folds: int = Field(default=5, ge=3)
+    test_fold: int | None = Field(default=None, ge=0)
     degraded_copies: int = Field(default=0, ge=0)
     """Copies of every clip as another room, microphone or line would have recorded it (`train.augment`)."""
 
@@ -51,6 +55,9 @@ class DataConfig(_Section):
             raise ValueError(f"evaluate_options names {strangers}, which `evaluate` does not list")
         if (self.split == "session") != bool(self.test_session):
             raise ValueError(f'test_session belongs to split = "session", got {self.split!r} and {self.test_session!r}')
+        if (self.split == "folds") != (self.test_fold is not None) or (self.test_fold or 0) >= self.folds:
+            got = f"{self.split!r}, {self.test_fold} and {self.folds} folds"
+            raise ValueError(f'test_fold belongs to split = "folds" and is below `folds`, got {got}')
         try:
             for name in (self.corpus, *self.evaluate):
                 check_options(name, self.options if name == self.corpus else self.options_of(name))
@@ -114,6 +121,10 @@ class MemberConfig(_Section):
     dropout: float | None = None
     input_dropout: float | None = None
     fusion: Fusion | None = None
+    family: Family | None = None
+    attention: Attention | None = None
+    gates: Gates | None = None
+    contrast: int | None = None
 
 
 class MemberDefaults(_Section):
@@ -126,15 +137,51 @@ class MemberDefaults(_Section):
     dropout: float
     input_dropout: float = 0.0
     fusion: Fusion = "deep"
+    family: Family = "deepser"
+    attention: Attention = "plain"
+    gates: Gates = "none"
+    contrast: int = 0
+
+
+class VgaObjective(_Section):
+    """Weights of the loss of members of the family "vga"."""
+
+    cross_entropy_weight: float = Field(default=1.0, gt=0)
+    attribute_weight: float = Field(default=0.3, ge=0)
+
+
+class ContrastConfig(_Section):
+    """The contrastive loss of members that have a `contrast` (`train.micl`)."""
+
+    weight: float = Field(default=WEIGHT, ge=0)
+    temperature: float = Field(default=TEMPERATURE, gt=0)
+    positives: Positives = "pair"
+    """"pair": an utterance's own other modality; "class": those of all utterances of its class."""
+    hardness: float = Field(default=0.0, ge=0)
+    """How much more near negatives count; 0 has all count alike."""
+
+    @property
+    def settings(self) -> Contrast:
+        """As the loss takes them."""
+        return Contrast(**self.model_dump())
 
 
 class ObjectiveConfig(_Section):
-    """What all stages are trained towards. The defaults are the paper's; other values are there to be compared with."""
+    """What stages are trained towards. The defaults are each family's source's; other values are to be compared with."""
 
     targets: Literal["soft", "one-hot"] = "soft"
     """The annotators' votes, or 1 for their dominant class; clips without one keep their votes either way."""
+    cross_entropy_weight: float = Field(default=CROSS_ENTROPY_WEIGHT, gt=0)
     attribute_weight: float = Field(default=ATTRIBUTE_WEIGHT, ge=0)
     """Weight of arousal, valence and dominance in the loss; 0 learns classes alone."""
+    vga: VgaObjective = VgaObjective()
+    """In the place of these two weights, for members of that family."""
+    contrast: ContrastConfig = ContrastConfig()
+
+    def terms(self, family: Family) -> Terms:
+        """Weights of a family's loss."""
+        of = self.vga if family == "vga" else self
+        return Terms(of.cross_entropy_weight, of.attribute_weight)
 
 
 class StageConfig(_Section):

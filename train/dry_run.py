@@ -24,7 +24,7 @@ from transformers import AutoConfig
 from model.audio import MEL_HOP, SAMPLE_RATE_HZ, WHISPER_HOP
 from model.features import FUNCTIONALS_STEPS
 from model.labels import ATTRIBUTES, CLASSES
-from model.network.deepser import DeepSER
+from model.network.member import build_member
 from model.network.published import PUBLISHED, parameter_count, published_config
 from model.network.whisper_encoder import load_whisper_encoder
 from model.sources import SourceError, resolve
@@ -207,7 +207,7 @@ def _member_plan(spec: MemberSpec, encoders: Mapping[str, EncoderSpec], batch: i
     inputs = {name: encoders[name] for name in spec.modalities}
     counter = FlopCounterMode(display=False)
     with torch.device("meta"), torch.no_grad(), counter:
-        member = DeepSER(spec, encoders).eval()
+        member = build_member(spec, encoders).eval()
         frames = {name: torch.zeros(shape) for name, shape in _shapes(inputs, batch, length_s).items()}
         masks = {name: torch.ones(values.shape[:2], dtype=torch.bool) for name, values in frames.items()}
         logits, attributes = member(frames, masks)
@@ -247,7 +247,7 @@ def _step_s(recipe: Recipe, name: str, length_s: float) -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        member = DeepSER(spec, encoders).train()
+        member = build_member(spec, encoders).train()
         optimizer = torch.optim.AdamW(member.parameters())
         frames = {n: torch.randn(shape) for n, shape in _shapes(encoders, recipe.stage1.batch_size, length_s).items()}
         masks = {n: torch.ones(values.shape[:2], dtype=torch.bool) for n, values in frames.items()}

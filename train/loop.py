@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.labels import class_mask
-from model.network.deepser import DeepSER
+from model.network.member import Member
 from model.network.metaclassifier import UNTRAINED_LOGIT
 from model.spec import EncoderSpec
 from train.config import StageConfig
@@ -28,8 +28,9 @@ from train.dataset import (
 from train.errors import RecipeError
 from train.execution import Execution, moved
 from train.history import History
-from train.losses import ATTRIBUTE_WEIGHT, Labels, Mixing, Totals, draw_mixing, multitask_loss, totals_of
+from train.losses import PAPER, Labels, Mixing, Terms, Totals, draw_mixing, multitask_loss, totals_of
 from train.metrics import balanced_macro_f1
+from train.micl import Contrast, contrastive_loss
 from train.resume import Standing, module_device
 
 log = logging.getLogger(__name__)
@@ -51,14 +52,16 @@ class StageData:
         dev: held-out examples; None keeps the last epoch.
         class_weights: `[8]`.
         trained_classes: classes with a logit of their own.
-        attribute_weight: of the attributes in the loss.
+        terms: weights of classes and attributes in the loss.
+        contrast: how the member's views are compared; None where it has none.
     """
 
     epoch: EpochSource
     dev: Examples | None
     class_weights: Tensor
     trained_classes: tuple[str, ...]
-    attribute_weight: float = ATTRIBUTE_WEIGHT
+    terms: Terms = PAPER
+    contrast: Contrast | None = None
 
 
 def class_bias(trained_classes: tuple[str, ...]) -> Tensor:
@@ -67,7 +70,7 @@ def class_bias(trained_classes: tuple[str, ...]) -> Tensor:
 
 
 def train_stage(
-    member: DeepSER,
+    member: Member,
     encoders: Mapping[str, EncoderSpec],
     data: StageData,
     config: StageConfig,
@@ -169,7 +172,7 @@ class Step:
 
     def __init__(
         self,
-        member: DeepSER,
+        member: Member,
         encoders: Mapping[str, EncoderSpec],
         data: StageData,
         config: StageConfig,
@@ -179,10 +182,10 @@ class Step:
         self.config = config
         self._inputs = {name: encoders[name] for name in member.spec.modalities}
         self._weights = data.class_weights.to(execution.device)
-        self._attribute_weight = data.attribute_weight
+        self._terms, self._contrast = data.terms, data.contrast
         self._bias = class_bias(data.trained_classes).to(execution.device)
         self._execution = execution
-        self._represent = torch.compile(member.represent, dynamic=True) if execution.compile else member.represent
+        self._fuse = torch.compile(member.fuse, dynamic=True) if execution.compile else member.fuse
 
     def gradients(self, parts: Sequence[Examples], rng: np.random.Generator) -> float:
         """Adds the gradient of the step's loss, over all of its batches together; returns that loss.
@@ -213,21 +216,32 @@ class Step:
         """Loss of one batch, mixed or not: MixUp acts here and not in the network."""
         device = self._execution.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            x = self._representation(part)
+            x, views = self._representation(part)
             logits, attributes = self.member.classify(mixing.values(x) if mixing else x)
         there = Labels(labels.classes.to(device), labels.attributes.to(device), labels.rated.to(device))
-        return multitask_loss(
-            logits.float(), attributes.float(), there, self._weights, self._bias, totals, self._attribute_weight
-        )
+        loss = multitask_loss(logits.float(), attributes.float(), there, self._weights, self._bias, totals, self._terms)
+        if self._contrast is None or views is None:
+            return loss
+        share = 1.0 if totals is None else len(part) / totals.rows
+        return loss + share * self._contrast.weight * self._contrasted(part, views, self._contrast)
 
-    def _representation(self, part: Examples) -> Tensor:
-        """x of a batch `[B, D]`: on a CPU in passes of like lengths, because padding costs it more than passes do."""
+    def _contrasted(self, part: Examples, views: Tensor, contrast: Contrast) -> Tensor:
+        """MICL of one batch: of its own utterances, never mixed, against each other."""
+        present = np.stack([[len(rows) > 0 for rows in part.frames[name]] for name in self._inputs], axis=1)
+        there = torch.from_numpy(present).to(views.device), torch.from_numpy(part.dominant).to(views.device)
+        return contrastive_loss(views.float(), *there, contrast)
+
+    def _representation(self, part: Examples) -> tuple[Tensor, Tensor | None]:
+        """x `[B, D]` and views of a batch: on a CPU in passes of like lengths, because padding costs it more than they do."""
         device = self._execution.device
         if device.type != "cpu":
-            return self._represent(*(moved(found, device) for found in tensors(part.frames, self._inputs)))
+            fused = self._fuse(*(moved(found, device) for found in tensors(part.frames, self._inputs)))
+            return fused.x, fused.views
         passes = passes_by_length(steps_of(part.frames, self._inputs))
-        found = [self._represent(*tensors(part.subset(rows).frames, self._inputs)) for rows in passes]
-        return torch.cat(found)[torch.from_numpy(np.argsort(np.concatenate(passes)))]
+        found = [self._fuse(*tensors(part.subset(rows).frames, self._inputs)) for rows in passes]
+        order = torch.from_numpy(np.argsort(np.concatenate(passes)))
+        views = [one.views for one in found if one.views is not None]
+        return torch.cat([one.x for one in found])[order], torch.cat(views)[order] if views else None
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, config: StageConfig, progress: float) -> None:
@@ -240,7 +254,7 @@ def _set_rate(optimizer: torch.optim.Optimizer, config: StageConfig, progress: f
         group["lr"] = config.learning_rate * max(factor, 0.01)
 
 
-def selection_score(member: DeepSER, encoders: Mapping[str, EncoderSpec], dev: Examples, bias: Tensor) -> float:
+def selection_score(member: Member, encoders: Mapping[str, EncoderSpec], dev: Examples, bias: Tensor) -> float:
     """Macro-F1 on the WHOLE held-out set, averaged over balanced resamples; rows without consensus do not count."""
     rows = np.flatnonzero(dev.dominant >= 0)
     guesses = predict(member, encoders, dev.subset(rows), bias)[0].argmax(axis=1)
@@ -249,7 +263,7 @@ def selection_score(member: DeepSER, encoders: Mapping[str, EncoderSpec], dev: E
 
 @torch.no_grad()
 def predict(
-    member: DeepSER, encoders: Mapping[str, EncoderSpec], examples: Examples, bias: Tensor
+    member: Member, encoders: Mapping[str, EncoderSpec], examples: Examples, bias: Tensor
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Posteriors `[N, 8]` and attributes `[N, 3]` of every example, in the examples' order; where the member is."""
     member.eval()

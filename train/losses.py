@@ -7,6 +7,7 @@ Shapes: B = batch, C = 8 classes, A = 3 attributes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -16,6 +17,22 @@ from model.labels import ATTRIBUTE_RANGE
 
 CROSS_ENTROPY_WEIGHT = 1.5
 ATTRIBUTE_WEIGHT = 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Weights of the loss' terms; the defaults are the paper's.
+
+    Attributes:
+        cross_entropy: of the classes.
+        attributes: of the squared error of attributes.
+    """
+
+    cross_entropy: float = CROSS_ENTROPY_WEIGHT
+    attributes: float = ATTRIBUTE_WEIGHT
+
+
+PAPER: Final = Terms()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +75,7 @@ def multitask_loss(
     class_weights: Tensor,
     class_bias: Tensor,
     totals: Totals | None = None,
-    attribute_weight: float = ATTRIBUTE_WEIGHT,
+    terms: Terms = PAPER,
 ) -> Tensor:
     """Scalar loss of one batch, or its part in the loss of a step of several batches.
 
@@ -69,7 +86,7 @@ def multitask_loss(
         class_weights: `[C]`, 1 everywhere for an unweighted loss.
         class_bias: `[C]`, 0 for trained classes and a large negative number for others.
         totals: counts over the whole step; None where this batch is the step.
-        attribute_weight: of the squared error of attributes.
+        terms: weights of the two losses.
     """
     log_posterior = torch.log_softmax(logits + class_bias, dim=1)
     per_example = -(class_weights * labels.classes * log_posterior).sum(dim=1)
@@ -79,7 +96,7 @@ def multitask_loss(
     error = torch.where(labels.rated, error, torch.zeros_like(error))
     ratings = labels.rated.sum().clamp(min=1) if totals is None else max(1, totals.rated)
     mean_error = error.sum() / ratings
-    return CROSS_ENTROPY_WEIGHT * cross_entropy + attribute_weight * mean_error
+    return terms.cross_entropy * cross_entropy + terms.attributes * mean_error
 
 
 def class_weights(targets: np.ndarray[tuple[int, int], np.dtype[np.float32]], exponent: float = 0.5) -> Tensor:

@@ -296,6 +296,28 @@ def speaker_folds(manifest: Manifest, folds: int, seed: int) -> list[Manifest]:
     return parts
 
 
+def leave_one_fold_out(manifest: Manifest, folds: int, seed: int) -> list[Split]:
+    """A split per fold of speakers: it tests, the next one selects (the first after the last), the rest trains.
+
+    Raises:
+        CorpusError: if a clip's speaker is unknown, or there are fewer speakers than folds.
+    """
+    if unknown := manifest.of_unknown_speaker:
+        raise CorpusError(f"{unknown} clips tell no speaker: folds of speakers need one for every clip")
+    if not 3 <= folds <= len(manifest.speakers):
+        raise CorpusError(
+            f"leaving one fold out needs 3 folds or more, each with a speaker: got {folds} folds of "
+            f"{len(manifest.speakers)} speakers"
+        )
+    parts = speaker_folds(manifest, folds, seed)
+    splits = []
+    for test in range(folds):
+        dev = (test + 1) % folds
+        training = {name for fold, part in enumerate(parts) if fold not in (test, dev) for name in part.speakers}
+        splits.append(Split(train=manifest.of_speakers(training), dev=parts[dev], test=parts[test]))
+    return splits
+
+
 def assert_disjoint(parts: Mapping[str, Manifest]) -> None:
     """Checks that no speaker stands in two parts.
 

@@ -23,6 +23,7 @@ from train.features import Extraction, Progress
 from train.manifest import (
     Manifest,
     Split,
+    leave_one_fold_out,
     leave_one_session_out,
     published_split,
     speaker_folds,
@@ -194,6 +195,9 @@ def split_of(manifest: Manifest, data: DataConfig) -> Split:
         return published_split(
             manifest, data.published_dev, data.published_test, data.dev_fraction, data.split_seed, data.allow_overlap
         )
+    if data.split == "folds":
+        assert data.test_fold is not None, "the recipe was checked"
+        return leave_one_fold_out(manifest, data.folds, data.split_seed)[data.test_fold]
     if data.split == "session":
         splits = leave_one_session_out(manifest)
         if data.test_session not in splits:

@@ -104,7 +104,7 @@ def results_of(
         "format": FORMAT,
         "name": f"medusa-rt {recipe.name}",
         "summary": (
-            f"{len(trained.members)} DeepSER members ({', '.join(m.spec.name for m in trained.members)}), a linear "
+            f"{len(trained.members)} members ({', '.join(m.spec.name for m in trained.members)}), a linear "
             f"meta-classifier on their out-of-fold outputs, {_soup_in_words(recipe, trained)}. "
             f"Classes: {', '.join(classes)}.{never}"
         ),

@@ -12,7 +12,7 @@ from typing import Any, Final
 import torch
 
 from model.network.checkpoint import Checkpoint, save_checkpoint
-from model.network.deepser import DeepSER
+from model.network.member import Member
 from model.spec import EnsembleSpec
 from train.config import Recipe
 from train.cost import EVALUATION, FEATURES, META, Cost
@@ -125,7 +125,7 @@ def train_meta_classifiers(recipe: Recipe, prepared: Prepared, out: Path) -> Sta
     return trained
 
 
-def _finished_members(recipe: Recipe, prepared: Prepared, out: Path) -> tuple[dict[str, dict[int, DeepSER]], str]:
+def _finished_members(recipe: Recipe, prepared: Prepared, out: Path) -> tuple[dict[str, dict[int, Member]], str]:
     """The members that a run's folder holds, and the key of what stages 3 and 4 make of them."""
     device, folder, content = device_of(recipe.compute.device), out / "members", prepared.training.content
     jobs = jobs_of(recipe)
@@ -140,7 +140,7 @@ def _finished_members(recipe: Recipe, prepared: Prepared, out: Path) -> tuple[di
     return read_members(recipe, prepared.training, folder, device), key
 
 
-def _on_all_speakers(members: Mapping[str, Mapping[int, DeepSER]]) -> tuple[DeepSER, ...]:
+def _on_all_speakers(members: Mapping[str, Mapping[int, Member]]) -> tuple[Member, ...]:
     return tuple(folds[ALL_SPEAKERS] for folds in members.values())
 
 
@@ -294,9 +294,9 @@ def _note(cost: Cost, job: Job, seconds: dict[str, float]) -> None:
 
 def read_members(
     recipe: Recipe, training: TrainingSet, folder: Path, device: torch.device
-) -> dict[str, dict[int, DeepSER]]:
+) -> dict[str, dict[int, Member]]:
     """What was trained: member name -> fold -> network, on `device`."""
-    members: dict[str, dict[int, DeepSER]] = {member.name: {} for member in recipe.member_specs()}
+    members: dict[str, dict[int, Member]] = {member.name: {} for member in recipe.member_specs()}
     for job in jobs_of(recipe):
         members[job.member.name][job.fold] = train_member(job, recipe, training, folder).to(device)
     return members

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from model.labels import ATTRIBUTES
-from model.network.deepser import DeepSER
+from model.network.member import Member
 from model.network.metaclassifier import MetaClassifier
 from train.calibration import fit_prior_ratio
 from train.config import Recipe
@@ -52,7 +52,7 @@ class Stacked:
         trained_attributes: attributes with a rating among the training clips.
     """
 
-    members: tuple[DeepSER, ...]
+    members: tuple[Member, ...]
     runs: tuple[MetaClassifier, ...]
     histories: tuple[History, ...]
     ingredients: tuple[int, ...]
@@ -63,7 +63,7 @@ class Stacked:
     trained_attributes: tuple[str, ...]
 
 
-def stack(recipe: Recipe, prepared: Prepared, members: Mapping[str, Mapping[int, DeepSER]]) -> Stacked:
+def stack(recipe: Recipe, prepared: Prepared, members: Mapping[str, Mapping[int, Member]]) -> Stacked:
     """Stages 3 and 4, and calibration on the development speakers."""
     training, encoders = prepared.training, recipe.encoder_specs()
     full = tuple(folds[ALL_SPEAKERS] for folds in members.values())
@@ -86,7 +86,7 @@ def stack(recipe: Recipe, prepared: Prepared, members: Mapping[str, Mapping[int,
     classes = training.trained_classes
     bias, dev_outputs = class_bias(classes), member_outputs(recipe, full, training.dev, classes)
     dev = HeldOut(dev_outputs, training.dev)
-    stacking = StackingSet(outputs, together, classes, recipe.objective.attribute_weight)
+    stacking = StackingSet(outputs, together, classes, recipe.objective.terms("deepser"))
     trained = [train_meta(stacking, recipe.meta, seed, dev) for seed in recipe.meta.seeds]
     runs = tuple(run for run, _ in trained)
     greedy = recipe.meta.soup == "greedy"
@@ -112,7 +112,7 @@ def stack(recipe: Recipe, prepared: Prepared, members: Mapping[str, Mapping[int,
 
 
 def member_outputs(
-    recipe: Recipe, members: tuple[DeepSER, ...], examples: Examples, classes: tuple[str, ...]
+    recipe: Recipe, members: tuple[Member, ...], examples: Examples, classes: tuple[str, ...]
 ) -> torch.Tensor:
     """The members' outputs on some examples as the meta-classifier reads them, `[N, 11 M]`."""
     encoders, bias = recipe.encoder_specs(), class_bias(classes)

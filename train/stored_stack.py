@@ -10,9 +10,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from model.network.deepser import DeepSER
+from model.network.member import Member
 from model.network.metaclassifier import WIDTH, MetaClassifier
-from train.config import Recipe
+from train.config import ObjectiveConfig, Recipe
 from train.history import History
 from train.stacking import Stacked
 
@@ -22,7 +22,10 @@ _FORMAT: Final = 1
 
 def stack_key(recipe: Recipe, member_keys: Sequence[str]) -> str:
     """Names everything that decides the result of stages 3 and 4: the members' weights, by their keys, and the draws."""
-    parts = recipe.model_dump(mode="json", include={"seed", "meta", "objective", "text", "augment"})
+    parts = recipe.model_dump(mode="json", include={"seed", "meta", "text", "augment"})
+    own = recipe.objective.model_dump(mode="json", exclude={"vga", "contrast"})  # the members' keys hold those
+    plain = ObjectiveConfig().cross_entropy_weight  # counts where it is changed, so that older results keep their key
+    parts["objective"] = {n: v for n, v in own.items() if (n, v) != ("cross_entropy_weight", plain)}
     parts |= {"format": _FORMAT, "members": list(member_keys)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -47,7 +50,7 @@ def save_stacked(folder: Path, key: str, stacked: Stacked) -> None:
     partial.replace(folder / _FILE)
 
 
-def load_stacked(folder: Path, key: str, members: tuple[DeepSER, ...]) -> Stacked | None:
+def load_stacked(folder: Path, key: str, members: tuple[Member, ...]) -> Stacked | None:
     """What was saved for the same key, on the same members; None where there is nothing, or of another recipe or data."""
     if not (folder / _FILE).is_file():
         return None

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from model.adaptation import Adaptation
-from model.network.deepser import DeepSER
+from model.network.member import Member, build_member
 from model.network.metaclassifier import Ensemble, MetaClassifier
 from model.spec import EnsembleSpec, SpecError
 
@@ -44,7 +44,7 @@ class Checkpoint:
 
     name: str
     spec: EnsembleSpec
-    members: tuple[DeepSER, ...]
+    members: tuple[Member, ...]
     meta: MetaClassifier
     temperature: float
     abstain_below: float
@@ -89,7 +89,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         description = json.loads((folder / "ensemble.json").read_text(encoding="utf-8"))
         spec = EnsembleSpec.from_dict(description["spec"])
         encoders = {encoder.name: encoder for encoder in spec.encoders}
-        members = tuple(DeepSER(member, encoders) for member in spec.members)
+        members = tuple(build_member(member, encoders) for member in spec.members)
         for member in members:
             _fill(member, folder / "members" / f"{member.spec.name}.safetensors")
         meta = MetaClassifier(len(members))

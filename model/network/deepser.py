@@ -10,6 +10,8 @@ Late fusion, which deep fusion is compared with, has a network per modality and 
 
     x_m = W_m pooled_m;  logits = mean over m of W_c,m relu(x_m);  attributes = 1 + 6 sigmoid(mean of W_r,m relu(x_m))
 
+The attention of fusion ENCs can be guided (`model.network.vga`).
+
 Manifold MixUp acts between `represent` and `classify`; it lives in the training step, so that `forward`, which is what
 gets exported, holds no randomness.
 
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 
 from model.labels import ATTRIBUTE_RANGE, ATTRIBUTES, CLASSES
 from model.network.enc import Enc
+from model.network.fused import Fused, Views
 from model.spec import EncoderSpec, MemberSpec
 
 
@@ -77,12 +80,15 @@ class DeepSER(nn.Module):
             {name: FrameStack(e.dim, e.stack, spec.input_dropout) for name, e in inputs.items()}
         )
         self.encs = nn.ModuleDict({name: Enc(e.dim * e.stack, *sizes) for name, e in inputs.items()})
+        self.views = Views(spec.modalities, spec.dim, spec.contrast) if spec.contrast else None
         if spec.fusion == "late":
             self.joins = nn.ModuleDict({name: nn.Linear(spec.dim, spec.dim) for name in inputs})
             self.classifiers = nn.ModuleDict({name: nn.Linear(spec.dim, len(CLASSES)) for name in inputs})
             self.regressors = nn.ModuleDict({name: nn.Linear(spec.dim, len(ATTRIBUTES)) for name in inputs})
             return
-        self.fusions = nn.ModuleList(Enc(spec.dim, *sizes) for _ in range(spec.layers))
+        self.fusions = nn.ModuleList(
+            Enc(spec.dim, *sizes, guided=spec.attention == "vad-guided") for _ in range(spec.layers)
+        )
         self.join = nn.Linear(spec.dim * (len(inputs) + 1), spec.dim)
         self.classifier = nn.Linear(spec.dim, len(CLASSES))
         self.regressor = nn.Linear(spec.dim, len(ATTRIBUTES))
@@ -93,12 +99,18 @@ class DeepSER(nn.Module):
 
     def represent(self, frames: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
         """The fused representation x, `[B, D]`; with late fusion those of all modalities side by side, `[B, M D]`."""
+        return self.fuse(frames, masks).x
+
+    def fuse(self, frames: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Fused:
+        """x and views of a batch."""
         steps = {name: stack(frames[name], masks[name]) for name, stack in self.stacks.items()}
         encoded = {name: enc(*steps[name]) for name, enc in self.encs.items()}
         modality_mask = torch.cat([mask for _, mask in steps.values()], dim=1)
         pooled = [pool for _, pool in encoded.values()]
+        views = self.views(dict(zip(encoded, pooled, strict=True))) if self.views else None
         if self.spec.fusion == "late":
-            return torch.cat([join(pool) for join, pool in zip(self.joins.values(), pooled, strict=True)], dim=1)
+            joins = zip(self.joins.values(), pooled, strict=True)
+            return Fused(torch.cat([join(pool) for join, pool in joins], dim=1), views)
         fused: tuple[Tensor, Tensor] | None = None
         fused_pool = pooled[0]
         for level, fusion in enumerate(self.fusions):
@@ -109,8 +121,7 @@ class DeepSER(nn.Module):
                 mask = torch.cat([modality_mask, fused[1]], dim=1)
             layers, fused_pool = fusion(torch.cat(streams, dim=1), mask)
             fused = layers[-1], mask
-        joined: Tensor = self.join(torch.cat([*pooled, fused_pool], dim=1))
-        return joined
+        return Fused(self.join(torch.cat([*pooled, fused_pool], dim=1)), views)
 
     def classify(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Heads on x as `represent` gives it: logits `[B, C]` and attributes `[B, A]`."""

@@ -1,11 +1,14 @@
 """ENC: a projection, Transformer layers, masked mean pooling. The building block of DeepSER.
 
-Source: MEDUSA, arXiv:2506.09556, section 2.1. Pre-normalisation and GELU are our choices; the paper is silent.
+Source: MEDUSA, arXiv:2506.09556, section 2.1. Pre-normalisation and GELU are our choices; the paper is silent. Guided layers
+are ours too: `model.network.vga` in the place of plain attention.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from model.network.vga import VadGuide
 
 MASKED_SCORE = -1e4
 """Added to attention scores of padded keys. Finite, so that a row without any real key (an empty transcript) gives
@@ -21,7 +24,7 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 class TransformerLayer(nn.Module):
     """Self-attention and feed-forward, each behind a norm and around a residual: `[B, T, D]` -> `[B, T, D]`."""
 
-    def __init__(self, dim: int, heads: int, feed_forward: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, feed_forward: int, dropout: float, *, guided: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.dropout = dropout
@@ -31,6 +34,7 @@ class TransformerLayer(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(dim)
         self.expand = nn.Linear(dim, feed_forward)
         self.contract = nn.Linear(feed_forward, dim)
+        self.guide = VadGuide(dim) if guided else None
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """One layer on `[B, T, D]` with mask `[B, T]`."""
@@ -41,6 +45,8 @@ class TransformerLayer(nn.Module):
     def _attend(self, x: Tensor, mask: Tensor) -> Tensor:
         q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=2))
         bias = (~mask).to(x.dtype)[:, None, None, :] * MASKED_SCORE
+        if self.guide is not None:
+            bias = bias + self.guide(x, x)
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         out: Tensor = self.attention_out(attended.transpose(1, 2).flatten(2))
         return out
@@ -52,11 +58,23 @@ class TransformerLayer(nn.Module):
 class Enc(nn.Module):
     """x = W2 relu(W1 x), then the layers, then the mean over real steps."""
 
-    def __init__(self, in_dim: int, dim: int, heads: int, layers: int, feed_forward: int, dropout: float) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int,
+        heads: int,
+        layers: int,
+        feed_forward: int,
+        dropout: float,
+        *,
+        guided: bool = False,
+    ) -> None:
         super().__init__()
         self.w1 = nn.Linear(in_dim, dim)
         self.w2 = nn.Linear(dim, dim)
-        self.layers = nn.ModuleList(TransformerLayer(dim, heads, feed_forward, dropout) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            TransformerLayer(dim, heads, feed_forward, dropout, guided=guided) for _ in range(layers)
+        )
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor]:
         """`[B, T, in_dim]` -> (every layer's output `[B, T, D]`, pooled last layer `[B, D]`)."""

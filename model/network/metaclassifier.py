@@ -5,13 +5,15 @@ Source: MEDUSA, arXiv:2506.09556, section 2.3. One linear layer and nothing behi
 """
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from model.labels import ATTRIBUTE_RANGE, ATTRIBUTES, CLASSES, class_mask
-from model.network.deepser import DeepSER
-from model.spec import EnsembleSpec
+from model.network.fused import Fused
+from model.network.member import Member
+from model.spec import INTERACTION, EnsembleSpec, MemberSpec
 
 WIDTH = len(CLASSES) + len(ATTRIBUTES)
 """Values per member: eight probabilities and three attributes."""
@@ -53,7 +55,7 @@ class Ensemble(nn.Module):
     temperature: Tensor
 
     def __init__(
-        self, spec: EnsembleSpec, members: Sequence[DeepSER], meta: MetaClassifier, temperature: float = 1.0
+        self, spec: EnsembleSpec, members: Sequence[Member], meta: MetaClassifier, temperature: float = 1.0
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -75,6 +77,31 @@ class Ensemble(nn.Module):
         posterior = torch.softmax(logits / self.temperature + self.class_bias, dim=1)
         low, high = ATTRIBUTE_RANGE
         return posterior, values.clamp(low, high), stacked
+
+    def modality_share(self, frames: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Tensor:
+        """What each modality holds of the fused vector, `[B, S]` in the order of `spec.shared_by`; rows sum to 1.
+
+        The mean over the members that have shares; what is made of several modalities stands under "interaction".
+
+        Raises:
+            ValueError: if no member has shares.
+        """
+        found = []
+        for member, spec in zip(self.members, self.spec.members, strict=True):
+            fused: Fused = cast("Member", member).fuse(frames, masks)
+            if fused.shares is not None:
+                found.append(share_columns(spec, self.spec.shared_by, fused.shares))
+        if not found:
+            raise ValueError("no member has shares: they are those of members with gates = 'shares'")
+        return torch.stack(found).mean(dim=0)
+
+
+def share_columns(member: MemberSpec, shared_by: Sequence[str], shares: Tensor) -> Tensor:
+    """A member's shares, of its modalities and then of their products, `[B, S']`, in the ensemble's order, `[B, S]`."""
+    count = len(member.modalities)
+    of = dict(zip(member.modalities, shares.unbind(dim=1)[:count], strict=True))
+    of[INTERACTION] = shares[:, count:].sum(dim=1)
+    return torch.stack([of.get(name, torch.zeros_like(shares[:, 0])) for name in shared_by], dim=1)
 
 
 def meta_input(probabilities: Tensor, attributes: Tensor) -> Tensor:

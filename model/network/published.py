@@ -1,4 +1,4 @@
-"""Sizes of the full recipe's encoders as their authors published them: for counting without downloading.
+"""Sizes of the encoders of recipes that want a GPU, as their authors published them: for counting without downloading.
 
 Weights are never made from these; a checkpoint brings its own configuration.
 """
@@ -8,10 +8,12 @@ from typing import Any, Final
 import torch
 from transformers import (
     AutoModel,
+    BertConfig,
     HubertConfig,
     ModernBertConfig,
     PreTrainedConfig,
     RobertaConfig,
+    Wav2Vec2Config,
     WavLMConfig,
     WhisperConfig,
 )
@@ -61,6 +63,11 @@ PUBLISHED: Final[dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]]] = {
         ModernBertConfig,
         {**_LARGE_TEXT, "vocab_size": 50_368, "num_hidden_layers": 28, "intermediate_size": 2624},
     ),
+    "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim": (
+        Wav2Vec2Config,
+        {**_LARGE_SPEECH, "num_hidden_layers": 12, "conv_bias": True},
+    ),
+    "google-bert/bert-base-uncased": (BertConfig, {}),
 }
 """Hub name -> class and sizes of its configuration."""
 

@@ -1,4 +1,6 @@
-"""Frozen speech encoders of `transformers` (WavLM, HuBERT, wav2vec 2.0 and their kin), reduced to what members read.
+"""Frozen speech encoders of `transformers` (WavLM, HuBERT, wav2vec 2.0, data2vec and their kin), reduced to what members read.
+
+A checkpoint that was trained further, to tell emotions for instance, is read without its head.
 
 Shapes: B = batch, T = samples at 16 kHz, F = frames (20 ms), d = encoder width.
 
@@ -27,6 +29,10 @@ _MISMATCHED_MASKS: Final = "Support for mismatched key_padding_mask and attn_mas
 """WavLM hands torch a boolean mask and a bias of floats; torch adds them up rightly, and says that it may stop to."""
 _OVER_TIME: Final = "group"
 """A front end whose first layer normalises each channel over time, padding included."""
+_NORM: Final = "feat_extract_norm"
+_DATA2VEC: Final = "data2vec-audio"
+"""Its front end normalises every frame by itself, but of its five positional convolutions in a row only the first finds zeros
+where there is padding."""
 
 
 class SpeechEncoder(nn.Module):
@@ -35,7 +41,8 @@ class SpeechEncoder(nn.Module):
     Padding is on the right and never changes a result: frames whose receptive field reaches into it do not count, the
     model sets them to zero before its positional convolution, and attention masks them. That holds where the convolutional
     front end normalises every frame by itself (the "large" checkpoints). "base" checkpoints normalise each channel over
-    the whole padded length; they take utterances of one length only (`needs_equal_lengths`).
+    the whole padded length, and data2vec's positional convolutions hear padding; these take utterances of one length only
+    (`needs_equal_lengths`).
 
     Args:
         backbone: a model of `transformers` with a front end of strided convolutions (`conv_kernel`, `conv_stride`).
@@ -47,14 +54,14 @@ class SpeechEncoder(nn.Module):
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         config: Any = backbone.config
-        if not hasattr(config, "conv_kernel") or not hasattr(config, "feat_extract_norm"):
+        if not hasattr(config, "conv_kernel") or not (config.model_type == _DATA2VEC or hasattr(config, _NORM)):
             raise ValueError(
                 f"a speech encoder reads a waveform through strided convolutions, as WavLM, HuBERT and wav2vec 2.0 do: "
                 f"{config.model_type!r} is another kind of model"
             )
         self.backbone = backbone.eval().requires_grad_(requires_grad=False)
         self.dim = int(config.hidden_size)
-        self.needs_equal_lengths: bool = config.feat_extract_norm == _OVER_TIME
+        self.needs_equal_lengths = _hears_padding(config)
         self._convolutions = tuple(zip(config.conv_kernel, config.conv_stride, strict=True))
 
     @property
@@ -139,8 +146,12 @@ def described(encoder: EncoderSpec, folder: Path) -> EncoderSpec:
         OSError: if the folder holds no settings.
         ValueError: as `wants_standardised`.
     """
-    equal: bool = AutoConfig.from_pretrained(folder).feat_extract_norm == _OVER_TIME
+    equal = _hears_padding(AutoConfig.from_pretrained(folder))
     return replace(encoder, standardised=wants_standardised(folder), equal_lengths=equal)
+
+
+def _hears_padding(config: Any) -> bool:
+    return bool(config.model_type == _DATA2VEC or config.feat_extract_norm == _OVER_TIME)
 
 
 class SpeechFrames:

@@ -21,7 +21,7 @@ from model.network.deepser import FrameStack
 from model.network.metaclassifier import Ensemble
 from model.onnx_session import load_graph, make_session
 from model.posteriors import disagreement
-from model.spec import EnsembleSpec, Fusion, MemberSpec
+from model.spec import Attention, EnsembleSpec, Fusion, Gates, MemberSpec
 from tests.model.tiny import tiny_encoders, tiny_frames, tiny_member, tiny_networks, tiny_spec
 
 CLOSE = 1e-6
@@ -37,6 +37,10 @@ def member(
 
 def same(count: int, modalities: tuple[str, ...] = ("whisper", "text"), dim: int = 16) -> tuple[MemberSpec, ...]:
     return tuple(member(f"same-{number}", modalities, dim=dim) for number in range(count))
+
+
+def crossed(name: str, modalities: tuple[str, ...], attention: Attention, gates: Gates) -> MemberSpec:
+    return replace(member(name, modalities), family="vga", attention=attention, gates=gates)
 
 
 RECIPES: dict[str, tuple[MemberSpec, ...]] = {
@@ -56,6 +60,19 @@ RECIPES: dict[str, tuple[MemberSpec, ...]] = {
         member("d", ("whisper", "text")),
         member("late too", ("prosody",), fusion="late"),
         member("wide too", ("whisper", "text"), dim=32),
+    ),
+    "cross-attention": tuple(crossed(f"same-{n}", ("whisper", "text"), "vad-guided", "shares") for n in range(3)),
+    "both families": (
+        crossed("full", ALL, "vad-guided", "shares"),
+        member("deep", ("whisper", "text")),
+        crossed("baseline", ("whisper", "text"), "plain", "none"),
+        crossed("other order", ("text", "whisper"), "vad-guided", "shares"),
+        replace(member("guided", ("whisper", "text")), attention="vad-guided", contrast=4),
+        crossed("free", ALL, "vad-guided", "free"),
+        crossed("free too", ALL, "vad-guided", "free"),
+        replace(member("guided too", ("whisper", "text")), attention="vad-guided"),
+        replace(crossed("one layer", ("prosody", "text"), "plain", "shares"), layers=1, contrast=3),
+        member("late", ("whisper", "text"), fusion="late"),
     ),
 }
 
@@ -142,9 +159,27 @@ def test_an_utterance_depends_on_neither_padding_nor_neighbours(name: str) -> No
 @pytest.mark.parametrize("name", RECIPES)
 def test_uncertainty_is_the_members_disagreement(name: str) -> None:
     spec = trained(name, True).spec
-    _, _, votes, uncertainty = run(session(name), batch(spec, items_for(spec)))
+    _, _, votes, uncertainty, *_ = run(session(name), batch(spec, items_for(spec)))
     np.testing.assert_allclose(uncertainty, [disagreement(rows) for rows in votes], atol=CLOSE, rtol=0)
     assert (uncertainty > 1e-4).all() == (len(spec.members) > 1)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+@pytest.mark.parametrize("name", RECIPES)
+def test_shares_of_modalities_are_told_where_members_have_them(name: str, alike: bool) -> None:
+    ensemble = trained(name, alike)
+    feed = batch(ensemble.spec, items_for(ensemble.spec), extra_steps=2)
+    found = run(session(name, alike), feed)[4:]
+    assert len(found) == (1 if name in ("cross-attention", "both families") else 0)
+    for shares in found:
+        names = [encoder.name for encoder in inputs_of(ensemble.spec)]
+        tensors = {key: torch.from_numpy(values) for key, values in feed.items()}
+        with torch.no_grad():
+            expected = ensemble.modality_share(tensors, {key: tensors[mask_of(key)] for key in names}).numpy()
+        np.testing.assert_allclose(shares, expected, atol=CLOSE, rtol=0)
+        np.testing.assert_allclose(shares.sum(axis=1), 1.0, atol=CLOSE)
+        assert shares[0, ensemble.spec.shared_by.index("text")] == 0  # the first utterance has no words
+        assert np.ptp(shares[1:], axis=0).max() > 0.01
 
 
 def test_members_of_opposite_opinion_are_as_uncertain_as_can_be() -> None:
@@ -200,9 +235,11 @@ def test_weights_of_a_group_are_kept_once(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, expected, atol=6 * CLOSE, rtol=0)
 
 
-@pytest.mark.parametrize("number", range(len(RECIPES["every kind"])))
-def test_a_member_alone_computes_its_logits(number: int) -> None:
-    ensemble = trained("every kind", False)
+@pytest.mark.parametrize(
+    ("name", "number"), [(name, n) for name in ("every kind", "both families") for n in range(len(RECIPES[name]))]
+)
+def test_a_member_alone_computes_its_logits(name: str, number: int) -> None:
+    ensemble = trained(name, False)
     networks, _ = tiny_networks(ensemble.spec)
     network = networks[number]
     spec = replace(ensemble.spec, members=(network.spec,))

@@ -14,7 +14,8 @@ from transformers import BertConfig, BertModel
 from export.bundle import write_bundle
 from model.features import PROSODY_DIM, Frames
 from model.network.checkpoint import Checkpoint, save_checkpoint
-from model.network.deepser import DeepSER, FrameStack
+from model.network.deepser import FrameStack
+from model.network.member import Member, build_member
 from model.network.metaclassifier import MetaClassifier
 from model.spec import EncoderSpec, EnsembleSpec, MemberSpec
 from tests.model.tiny_whisper import WIDTH, tiny_whisper, write_ctranslate2
@@ -54,11 +55,11 @@ def tiny_spec(encoders: tuple[EncoderSpec, ...] | None = None) -> EnsembleSpec:
     )
 
 
-def tiny_networks(spec: EnsembleSpec, seed: int = 0) -> tuple[tuple[DeepSER, ...], MetaClassifier]:
+def tiny_networks(spec: EnsembleSpec, seed: int = 0) -> tuple[tuple[Member, ...], MetaClassifier]:
     """Networks with random weights and statistics that are not trivial."""
     torch.manual_seed(seed)
     encoders = {encoder.name: encoder for encoder in spec.encoders}
-    members = tuple(DeepSER(member, encoders).eval() for member in spec.members)
+    members = tuple(build_member(member, encoders).eval() for member in spec.members)
     for member in members:
         for stack in member.stacks.values():
             assert isinstance(stack, FrameStack)

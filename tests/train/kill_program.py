@@ -6,7 +6,7 @@ python -m tests.train.kill_program FOLDER
 import sys
 from pathlib import Path
 
-from model.network.deepser import DeepSER
+from model.network.member import Member
 from tests.train.synthetic import TRAINED, make_examples, make_recipe, make_training_set
 from train.config import Recipe
 from train.stages.members import ALL_SPEAKERS, Job, train_member
@@ -18,7 +18,7 @@ def recipe_of(resume_every: int = 1) -> Recipe:
     return make_recipe(stage1=stage, stage2=stage, compute={"resume_every": resume_every})
 
 
-def train(folder: Path, recipe: Recipe | None = None) -> DeepSER:
+def train(folder: Path, recipe: Recipe | None = None) -> Member:
     """Both stages, on what is always the same data."""
     recipe = recipe or recipe_of()
     data = make_training_set(make_examples((*TRAINED, None) * 12))

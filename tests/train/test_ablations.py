@@ -44,7 +44,7 @@ class NotingGenerator(np.random.Generator):
 
 def step_of(recipe: Recipe, member: DeepSER) -> Step:
     weights = torch.ones(8)
-    data = StageData(lambda rng: make_examples(TRAINED), None, weights, TRAINED, recipe.objective.attribute_weight)
+    data = StageData(lambda rng: make_examples(TRAINED), None, weights, TRAINED, recipe.objective.terms("deepser"))
     return Step(member, ENCODERS, data, recipe.stage1, Execution())
 
 
@@ -121,7 +121,8 @@ def test_late_fusion_has_no_fusion_and_keeps_every_size() -> None:
     for path in SHIPPED:
         recipe = load_recipe(path)
         for before, after in zip(recipe.member_specs(), late_fusion(recipe).member_specs(), strict=True):
-            assert asdict(before) | {"fusion": "late"} == asdict(after)
+            fuses = before.family == "deepser" and before.attention == "plain"
+            assert asdict(before) | {"fusion": "late" if fuses else "deep"} == asdict(after)
     member = DeepSER(late_fusion(make_recipe()).member_specs()[0], ENCODERS)
     assert not [name for name, _ in member.named_parameters() if name.startswith("fusions")]
 

@@ -1,13 +1,16 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from model.features import PROSODY_DIM, functionals_dim
 from model.labels import CLASSES
-from tests.train.synthetic import RECIPES
+from tests.train.synthetic import RECIPES, make_clip
 from train.config import load_recipe
 from train.corpora import READERS
 from train.errors import RecipeError
+from train.manifest import Manifest, leave_one_fold_out
+from train.prepare import split_of
 from train.stages.members import pairing_of
 
 SHIPPED = sorted(RECIPES.rglob("*.toml"))
@@ -55,9 +58,10 @@ def test_every_shipped_recipe_can_be_run(path: Path) -> None:
     assert read <= set(recipe.encoders)
 
 
-def test_members_of_the_same_modalities_differ_by_seed() -> None:
+def test_members_of_one_description_differ_by_seed() -> None:
+    """Members that are there to be compared share a seed, and differ in what is compared."""
     for path in SHIPPED:
-        seen = [(member.modalities, member.seed) for member in load_recipe(path).member_specs()]
+        seen = [replace(spec, name="any") for spec in load_recipe(path).member_specs()]
         assert len(set(seen)) == len(seen), path
 
 
@@ -108,11 +112,33 @@ def test_a_section_that_is_missing_is_named(tmp_path: Path) -> None:
         ("heads = 4", "heads = 5", "heads must divide dim, got 5"),
         ('modalities = ["functionals"]', "modalities = []", "needs one or more different modalities"),
         ("seeds = [1, 2, 3, 4, 5, 6]", "seeds = []", "meta.seeds"),
+        ("heads = 4", 'heads = 4\nfamily = "vga"', r"fuses two or more modalities, and deeply, got \('functionals',\)"),
+        ("heads = 4", "heads = 4\ncontrast = 8", "contrast is the width of projections of two or more modalities"),
+        ("heads = 4", 'heads = 4\nattention = "hard"', "attention: Input should be 'plain' or 'vad-guided'"),
     ],
 )
 def test_members_that_cannot_be_built_are_refused(tmp_path: Path, old: str, new: str, expected: str) -> None:
     with pytest.raises(RecipeError, match=expected):
         load_recipe(changed(tmp_path, **{old: new}))
+
+
+@pytest.mark.parametrize(
+    ("lines", "got"),
+    [
+        ('split = "folds"', "'folds', None and 5 folds"),
+        ("test_fold = 1", "'speakers', 1 and 5 folds"),
+        ('split = "folds"\ntest_fold = 5', "'folds', 5 and 5 folds"),
+    ],
+)
+def test_a_fold_is_tested_where_speakers_are_split_into_folds(tmp_path: Path, lines: str, got: str) -> None:
+    with pytest.raises(RecipeError, match='test_fold belongs to split = "folds" and is below `folds`') as caught:
+        load_recipe(changed(tmp_path, **{"split_seed = 0": f"split_seed = 0\n{lines}"}))
+    assert got in str(caught.value)
+    folds = 'split_seed = 0\nsplit = "folds"\nfolds = 3\ntest_fold = 2'
+    data = load_recipe(changed(tmp_path, **{"split_seed = 0": folds})).data
+    manifest = Manifest(tuple(make_clip(f"clip-{n}", f"cremad-{n}") for n in range(9)))
+    expected = leave_one_fold_out(manifest, 3, 0)[2]
+    assert split_of(manifest, data) == expected
 
 
 def test_what_is_no_recipe_is_a_recipe_error(tmp_path: Path) -> None:

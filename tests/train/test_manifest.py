@@ -17,6 +17,7 @@ from train.manifest import (
     assert_disjoint,
     dominant,
     dominant_class,
+    leave_one_fold_out,
     leave_one_session_out,
     published_split,
     rescale,
@@ -89,6 +90,30 @@ def test_a_shared_speaker_is_leakage() -> None:
             Split(train=train, dev=dev, test=held)
     with pytest.raises(LeakageError, match="fold 0 and fold 2"):
         assert_disjoint({"fold 0": train, "fold 1": test, "fold 2": train})
+
+
+@given(st.integers(3, 12), st.integers(3, 12), st.integers(0, 5))
+def test_every_speaker_is_tested_in_one_fold_and_never_trained_there(speakers: int, folds: int, seed: int) -> None:
+    manifest = corpus(speakers)
+    if folds > speakers:
+        with pytest.raises(CorpusError, match=f"got {folds} folds of {speakers} speakers"):
+            leave_one_fold_out(manifest, folds, seed)
+        return
+    splits = leave_one_fold_out(manifest, folds, seed)
+    tested = [name for split in splits for name in split.test.speakers]
+    assert sorted(tested) == manifest.speakers
+    for split, following in zip(splits, [*splits[1:], splits[0]], strict=True):
+        assert split.dev == following.test
+        clips = [clip for part in split.parts.values() for clip in part.clips]
+        assert sorted(clips, key=lambda clip: clip.id) == sorted(manifest.clips, key=lambda clip: clip.id)
+        assert not set(split.train.speakers) & {*split.test.speakers, *split.dev.speakers}
+
+
+def test_folds_of_speakers_need_speakers() -> None:
+    manifest = corpus(5)
+    unnamed = replace(manifest.clips[0], speaker_known=False)
+    with pytest.raises(CorpusError, match="1 clips tell no speaker"):
+        leave_one_fold_out(Manifest((unnamed, *manifest.clips[1:])), 3, 0)
 
 
 def test_clips_without_consensus_are_kept() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from model.network.deepser import DeepSER
+from model.network.member import Member
 from tests.train.synthetic import TRAINED, make_examples, make_recipe, make_training_set, optimizer_steps
 from train.config import Recipe
 from train.stages.members import ALL_SPEAKERS, Job, TrainingSet, draw_training, moments, train_member
@@ -26,7 +26,7 @@ def job_of(recipe: Recipe, fold: int = ALL_SPEAKERS) -> Job:
     return Job(recipe.member_specs()[0], fold)
 
 
-def weights(member: DeepSER) -> torch.Tensor:
+def weights(member: Member) -> torch.Tensor:
     return torch.cat([values.flatten() for values in member.state_dict().values()])
 
 

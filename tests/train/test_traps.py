@@ -19,6 +19,7 @@ import torch
 from model.features import FUNCTIONALS_STEPS
 from model.labels import CLASS_INDEX
 from model.network.deepser import DeepSER
+from model.network.member import Member, build_member
 from model.network.metaclassifier import Ensemble
 from model.spec import EnsembleSpec
 from tests.train.synthetic import (
@@ -36,6 +37,7 @@ from train.dataset import Examples, HalfFrames, balanced_subset, make_batch
 from train.loop import StageData, class_bias, predict, selection_score, train_stage
 from train.losses import multitask_loss
 from train.metrics import balanced_macro_f1
+from train.micl import Contrast, contrastive_loss
 from train.pairing import Pairing, TextBank
 from train.stages.members import Job, out_of_fold, train_member
 from train.stages.meta import HeldOut, StackingSet, soup, stacked_outputs, train_meta
@@ -352,10 +354,13 @@ def test_every_parameter_of_a_shipped_member_receives_gradient(path: Path) -> No
     frames = {n: np.ones((FUNCTIONALS_STEPS * e.stack, e.dim), np.float16) for n, e in encoders.items()}
     for spec in recipe.member_specs():
         torch.manual_seed(spec.seed)
-        member, inputs = DeepSER(spec, encoders), {name: encoders[name] for name in spec.modalities}
+        member, inputs = build_member(spec, encoders), {name: encoders[name] for name in spec.modalities}
         batch = make_batch(with_frames(make_examples(LABELS[:7]), frames), inputs)
-        logits, attributes = member(batch.frames, batch.masks)
-        loss = multitask_loss(logits, attributes, batch.labels, torch.ones(8), BIAS)
+        fused = member.fuse(batch.frames, batch.masks)
+        loss = multitask_loss(*member.classify(fused.x), batch.labels, torch.ones(8), BIAS)
+        if fused.views is not None:
+            everything = torch.ones(fused.views.shape[:2], dtype=torch.bool)
+            loss = loss + contrastive_loss(fused.views, everything, torch.arange(len(everything)), Contrast())
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         assert dead_parts(member) == set(), spec.name
 
@@ -367,7 +372,7 @@ def with_frames(examples: Examples, frames: Mapping[str, HalfFrames]) -> Example
     return replace(examples, frames=drawn)
 
 
-def dead_parts(member: DeepSER) -> set[str]:
+def dead_parts(member: Member) -> set[str]:
     """Parameters without gradient; queries, keys and values of an attention are looked at one by one.
 
     The biases of keys are left out: a softmax does not see what all its scores share.

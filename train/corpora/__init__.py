@@ -27,7 +27,7 @@ class Reader:
 
 
 READERS: Final[dict[str, Reader]] = {
-    "cremad": Reader(lambda root, _: read_cremad(root)),
+    "cremad": Reader(read_cremad, frozenset({"label_set"})),
     "ravdess": Reader(lambda root, _: read_ravdess(root)),
     "msp-podcast": Reader(read_msp_podcast, frozenset({"labels"})),
     "iemocap": Reader(read_iemocap, frozenset({"label_set"})),

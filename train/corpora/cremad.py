@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from model.labels import CLASSES
-from train.corpora.label_maps import LABEL_MAPS, canonical
+from train.corpora.label_maps import LABEL_MAPS, LABEL_SETS, canonical
+from train.corpora.options import CorpusOptions
 from train.corpora.recordings import recordings
 from train.corpora.tables import GENDERS, Problems, read_csv
 from train.errors import CorpusError
@@ -38,18 +39,29 @@ _SENTENCES: Final = {
 }
 
 
-def read_cremad(root: Path) -> Manifest:
+def read_cremad(root: Path, options: CorpusOptions) -> Manifest:
     """Reads the corpus from its folder.
+
+    With fewer than all classes, a clip is kept if the actor was asked for one of them. Raters who heard another emotion are
+    then votes for something else.
+
+    Args:
+        root: the folder.
+        options: `label_set` is 6 or 4 (angry, happy, sad, neutral).
 
     Raises:
         CorpusError: if a table is missing, rows are wrong (all are named), or no clip has votes.
     """
+    sets = LABEL_SETS["cremad"]
+    classes = sets[options.label_set or next(iter(sets))]
     problems = Problems()
     votes = _votes(root, problems)
     genders = _genders(root, problems)
     problems.refuse()
     clips: list[Clip] = []
     dropped: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
+    found = 0
     for path in recordings(root / "AudioWAV" if (root / "AudioWAV").is_dir() else root):
         if path.stem not in votes:
             dropped["clip without votes"] += 1
@@ -58,24 +70,35 @@ def read_cremad(root: Path) -> Manifest:
         if len(parts) != 4 or parts[2] not in LABEL_MAPS["cremad-intended"]:
             known = " ".join(LABEL_MAPS["cremad-intended"])
             raise CorpusError(f"{path}: a clip is named 1001_DFA_ANG_XX with one of {known}, got {path.stem!r}")
+        found += 1
         actor, sentence, emotion, _ = parts
+        intended = canonical("cremad-intended", emotion)
+        if intended not in classes:
+            dropped[f"label {emotion}: not in the label set of {len(classes)}"] += 1
+            continue
+        heard = tuple(count if name in classes else 0.0 for name, count in zip(CLASSES, votes[path.stem], strict=True))
+        other = sum(votes[path.stem]) - sum(heard)
+        if other and not any(heard):
+            heard = tuple(float(name == intended) for name in CLASSES)
+            notes["clip without a vote for a class of the label set: the intended emotion is its target"] += 1
         clips.append(
             Clip(
                 id=path.stem,
                 corpus="cremad",
                 audio=path,
                 speaker=f"cremad-{actor}",
-                votes=votes[path.stem],
-                intended=canonical("cremad-intended", emotion),
+                votes=heard,
+                other_votes=other,
+                intended=intended,
                 gender=genders.get(actor, ""),
                 language="en",
                 transcript=_SENTENCES.get(sentence),
             )
         )
-    dropped["votes without clip"] = len(votes) - len(clips)
+    dropped["votes without clip"] = len(votes) - found
     if not clips:
         raise CorpusError(f"{root} holds no CREMA-D clip with votes: expected files such as 1001_DFA_ANG_XX.wav")
-    return Manifest(tuple(clips), dict(+dropped))
+    return Manifest(tuple(clips), dict(+dropped), dict(notes))
 
 
 def _votes(root: Path, problems: Problems) -> dict[str, tuple[float, ...]]:

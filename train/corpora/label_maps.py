@@ -158,6 +158,7 @@ LABEL_MAPS: Final[dict[str, LabelMap]] = {
 _FOUR: Final = ("angry", "happy", "sad", "neutral")
 
 LABEL_SETS: Final[dict[str, dict[int, tuple[str, ...]]]] = {
+    "cremad": {6: (*_FOUR, "fear", "disgust"), 4: _FOUR},
     "iemocap": {4: _FOUR, 5: (*_FOUR, "surprise"), 6: (*_FOUR, "surprise", "fear")},
     "meld": {7: (*_FOUR, "surprise", "fear", "disgust"), 4: _FOUR},
 }

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.labels import CLASSES
-from model.network.deepser import DeepSER
+from model.network.member import Member, build_member
 from model.spec import EncoderSpec, MemberSpec
 from train.cache import let_go
 from train.config import Recipe, StageConfig
@@ -96,7 +96,7 @@ def train_member(
     folder: Path,
     on_epoch: Callable[[str, dict[str, float]], None] = lambda stage, row: None,
     place: Place | None = None,
-) -> DeepSER:
+) -> Member:
     """Runs stages 1 and 2, or reads their result if `folder` already has it for the same recipe.
 
     A stage starts from its own seed and from the stage before, or continues behind the last epoch that a killed run has
@@ -107,7 +107,7 @@ def train_member(
         data = replace(data, bank=None)  # words that it cannot read would only move its targets
     encoders = recipe.encoder_specs()
     torch.manual_seed(job.member.seed)
-    member = DeepSER(job.member, encoders)
+    member = build_member(job.member, encoders)
     if is_trained(job, recipe, data.content, folder):
         for stage in _stages(recipe):
             _point(folder, job, stage, recipe, data.content).remove()
@@ -129,7 +129,9 @@ def train_member(
             resume.remove()
             member.load_state_dict(load_file(path))
             continue
-        epochs = StageData(source, data.dev, weights, data.trained_classes, recipe.objective.attribute_weight)
+        terms = recipe.objective.terms(job.member.family)
+        contrast = recipe.objective.contrast.settings if job.member.contrast else None
+        epochs = StageData(source, data.dev, weights, data.trained_classes, terms, contrast)
         seed = job.member.seed * 1000 + (job.fold + 1) * 10 + number
         execution = Execution(place.device, recipe.compute.compile, resume, partial(on_epoch, stage), place.ranks)
         history = train_stage(member, encoders, epochs, config, seed, execution)
@@ -166,7 +168,7 @@ def _path(folder: Path, job: Job, stage: str) -> Path:
 
 
 def out_of_fold(
-    members: Mapping[int, DeepSER], encoders: Mapping[str, EncoderSpec], examples: Examples, data: TrainingSet
+    members: Mapping[int, Member], encoders: Mapping[str, EncoderSpec], examples: Examples, data: TrainingSet
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Posteriors `[N, 8]` and attributes `[N, 3]` of every training example from the member that never saw its speaker.
 
@@ -189,13 +191,13 @@ def out_of_fold(
 
 
 @torch.no_grad()
-def round_to_half(member: DeepSER) -> None:
+def round_to_half(member: Member) -> None:
     """Rounds every weight to what float16 holds, arithmetic stays float32: what follows sees what a bundle will store."""
     for parameter in member.parameters():
         parameter.copy_(parameter.half())
 
 
-def set_statistics(member: DeepSER, examples: Examples) -> None:
+def set_statistics(member: Member, examples: Examples) -> None:
     """Fixes the mean and deviation by which the member standardises each modality's frames: of some 2000 utterances."""
     for name, stack in member.stacks.items():
         rows = [frames for frames in examples.frames[name] if len(frames)]
@@ -254,8 +256,11 @@ def _key(recipe: Recipe, job: Job, stage: str, content: str) -> str:
     if stage == "stage2":
         parts["stage2"] = _stage_parts(recipe.stage2)
     # What later versions can switch counts only where it is switched, so that old weights keep their key.
-    member = {name: value for name, value in asdict(job.member).items() if (name, value) != ("fusion", "deep")}
-    if objective := recipe.objective.model_dump(mode="json", exclude_defaults=True):
+    later = {"fusion", "family", "attention", "gates", "contrast"}
+    plain = {f.name: f.default for f in fields(MemberSpec) if f.name in later}
+    member = {n: value for n, value in asdict(job.member).items() if n not in plain or value != plain[n]}
+    unread = ({"vga"} if job.member.family != "vga" else set()) | (set() if job.member.contrast else {"contrast"})
+    if objective := recipe.objective.model_dump(mode="json", exclude_defaults=True, exclude=unread):
         parts["objective"] = objective
     parts["job"] = {"member": member, "fold": job.fold}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -277,7 +282,7 @@ def _is_done(path: Path, key: str) -> bool:
     return path.is_file() and notes.is_file() and json.loads(notes.read_text())["key"] == key
 
 
-def _save(path: Path, member: DeepSER, history: History, key: str) -> None:
+def _save(path: Path, member: Member, history: History, key: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(".part")
     path.with_suffix(".json").unlink(

@@ -16,7 +16,7 @@ from train.config import MetaConfig
 from train.dataset import Examples, balanced_subset, labels_of
 from train.history import History
 from train.loop import SELECTION_RESAMPLES, class_bias
-from train.losses import ATTRIBUTE_WEIGHT, Labels, class_weights, multitask_loss
+from train.losses import PAPER, Labels, Terms, class_weights, multitask_loss
 from train.metrics import balanced_macro_f1
 
 
@@ -36,13 +36,13 @@ class StackingSet:
         outputs: out-of-fold member outputs as `meta_input` gives them, `[N, 11 M]`.
         examples: the same N examples, for their targets.
         trained_classes: classes that occur.
-        attribute_weight: of the attributes in the loss.
+        terms: weights of classes and attributes in the loss.
     """
 
     outputs: Tensor
     examples: Examples
     trained_classes: tuple[str, ...]
-    attribute_weight: float = ATTRIBUTE_WEIGHT
+    terms: Terms = PAPER
 
 
 def train_meta(data: StackingSet, config: MetaConfig, seed: int, dev: HeldOut) -> tuple[MetaClassifier, History]:
@@ -70,7 +70,7 @@ def train_meta(data: StackingSet, config: MetaConfig, seed: int, dev: HeldOut) -
             rows = torch.from_numpy(subset[start : start + config.batch_size])
             logits, attributes = meta(outputs[rows])
             drawn = Labels(labels.classes[rows], labels.attributes[rows], labels.rated[rows])
-            loss = multitask_loss(logits, attributes, drawn, weights, bias, attribute_weight=data.attribute_weight)
+            loss = multitask_loss(logits, attributes, drawn, weights, bias, terms=data.terms)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimizer.step()

@@ -1,4 +1,4 @@
-"""The full recipe's encoders in their published sizes: built and run on shapes, nothing downloaded, nothing allocated."""
+"""Encoders of recipes that want a GPU, in their published sizes: run on shapes, nothing downloaded, nothing allocated."""
 
 import pytest
 import torch
@@ -18,9 +18,15 @@ MILLIONS = {
     "Systran/faster-whisper-large-v3": 637,
     "FacebookAI/roberta-large": 355,
     "answerdotai/ModernBERT-large": 395,
+    "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim": 164,  # 315 of wav2vec 2.0 large less twelve layers of 12.6
+    "google-bert/bert-base-uncased": 109.5,
 }
-SPEECH = ["microsoft/wavlm-large", "facebook/hubert-large-ls960-ft"]
-TEXT = ["FacebookAI/roberta-large", "answerdotai/ModernBERT-large"]
+SPEECH = [
+    "microsoft/wavlm-large",
+    "facebook/hubert-large-ls960-ft",
+    "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim",
+]
+TEXT = ["FacebookAI/roberta-large", "answerdotai/ModernBERT-large", "google-bert/bert-base-uncased"]
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
@@ -43,12 +49,13 @@ def test_text_gives_a_frame_for_every_token(name: str) -> None:
     with FakeTensorMode(), no_init_weights(), torch.no_grad():
         encoder = TextEncoder(AutoModel.from_config(published_config(name)))  # type: ignore[no-untyped-call]
         hidden = encoder(torch.zeros(3, 128, dtype=torch.int64), torch.ones(3, 128, dtype=torch.bool))
-    assert tuple(hidden.shape) == (3, 128, 1024)
+    assert tuple(hidden.shape) == (3, 128, published_config(name).hidden_size)
 
 
-def test_the_full_recipe_s_encoders_are_these() -> None:
-    """With the widths that the recipe gives them."""
-    encoders = load_recipe(RECIPES / "medusa.toml").encoder_specs().values()
+def test_the_encoders_of_recipes_for_a_gpu_are_these() -> None:
+    """With the widths that the recipes give them."""
+    recipes = [load_recipe(RECIPES / f"{name}.toml") for name in ("medusa", "iemocap")]
+    encoders = [encoder for recipe in recipes for encoder in recipe.encoder_specs().values()]
     assert {source for encoder in encoders for source in encoder.sources} == {f"hub:{name}" for name in PUBLISHED}
     for encoder in encoders:
         assert published_config(encoder.sources[0].removeprefix("hub:")).hidden_size == encoder.dim

@@ -11,7 +11,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import BertConfig, BertModel, Wav2Vec2FeatureExtractor
+from transformers import (
+    BertConfig,
+    BertModel,
+    Data2VecAudioConfig,
+    Data2VecAudioModel,
+    PreTrainedModel,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForSequenceClassification,
+)
 
 from model.audio import Samples
 from model.network.speech_encoder import (
@@ -134,6 +142,57 @@ def test_a_front_end_that_hears_padding_takes_equal_lengths_only(kind: str) -> N
     pair = waves(8_000, 8_000)
     together, _ = network(*inputs(pair, 8_000))
     assert relative(together[:1], alone) < TOLERANCE
+
+
+def tiny_data2vec() -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = Data2VecAudioConfig(
+        hidden_size=SPEECH_DIM,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2,
+        intermediate_size=24,
+        conv_dim=(8,) * 7,
+        num_conv_pos_embedding_groups=2,
+    )
+    network: PreTrainedModel = Data2VecAudioModel(config)
+    network.train(mode=False)
+    return network
+
+
+def test_data2vec_hears_padding_so_it_takes_equal_lengths_only(tmp_path: Path) -> None:
+    backbone: Any = tiny_data2vec()
+    network = SpeechEncoder(backbone)
+    assert network.needs_equal_lengths
+    padded, mask = inputs(waves(8_000), 16_000)
+    with torch.no_grad():
+        leaked = backbone(padded, attention_mask=mask.long()).last_hidden_state[:, :24]
+        output = backbone(padded[:, :8_000], output_hidden_states=True)
+    assert relative(leaked, output.last_hidden_state) > 0.01, "else there would be nothing to refuse"
+    with pytest.raises(ValueError, match=r"takes utterances of one length, got \[8000\] samples"):
+        network(padded, mask)
+    hidden, kept = network(padded[:, :8_000], mask[:, :8_000])
+    torch.testing.assert_close(hidden, sum(output.hidden_states[-4:]), atol=1e-4, rtol=1e-4)
+    assert kept.all()
+    backbone.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": true, "sampling_rate": 16000}')
+    spec = EncoderSpec("emotions", "speech-transformer", SPEECH_DIM, 1)
+    assert described(spec, tmp_path) == replace(spec, standardised=True, equal_lengths=True)
+    again, _ = load_speech_encoder(tmp_path)(padded[:, :8_000], mask[:, :8_000])
+    torch.testing.assert_close(again, hidden)
+
+
+def test_a_checkpoint_that_tells_emotions_is_read_without_its_head(tmp_path: Path) -> None:
+    """As checkpoints are published that were trained further on emotional speech."""
+    config: Any = tiny_speech("wav2vec2").config
+    config.num_labels = 3
+    torch.manual_seed(0)
+    classifier: Any = Wav2Vec2ForSequenceClassification(config)
+    classifier.save_pretrained(tmp_path)
+    found, expected = load_speech_encoder(tmp_path), SpeechEncoder(classifier.wav2vec2)
+    assert found.state_dict().keys() == expected.state_dict().keys()
+    audio = inputs(waves(9_000, 6_000), 9_000)
+    for ours, theirs in zip(found(*audio), expected(*audio), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 # Loading.

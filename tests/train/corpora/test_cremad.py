@@ -6,7 +6,9 @@ from model.labels import CLASSES
 from tests.train.corpora.trees import heard, table, wav
 from tests.train.synthetic import write_actors, write_votes
 from train.corpora import read_corpus
+from train.corpora.options import CorpusOptions
 from train.errors import CorpusError, RecipeError
+from train.manifest import dominant_class
 
 VOTES = {
     "1001_DFA_ANG_XX": (5, 1, 0, 0, 3, 0),
@@ -164,3 +166,31 @@ def test_a_response_of_no_emotion_is_named(tmp_path: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8") + "8,x,B_1,1,1001_DFA_ANG_XX,B\n", encoding="utf-8")
     with pytest.raises(CorpusError, match=r"finishedResponses\.csv:9: respEmo must be one of A D F H N S, got 'B'"):
         read_corpus("cremad", tmp_path)
+
+
+def test_the_six_classes_are_all_there_are(root: Path) -> None:
+    assert read_corpus("cremad", root.parent, CorpusOptions(label_set=6)) == read_corpus("cremad", root.parent)
+
+
+def test_with_four_classes_fear_and_disgust_are_left_out_and_votes_for_them_are_votes_for_something_else(
+    root: Path,
+) -> None:
+    added = {"1002_DFA_FEA_XX": (0, 0, 9, 0, 1, 0), "1002_DFA_ANG_XX": (0, 4, 5, 0, 0, 0)}
+    write_votes(root, VOTES | added)
+    for name in added:
+        (root / f"{name}.opus").touch()
+    manifest = read_corpus("cremad", root.parent, CorpusOptions(label_set=4))
+    clips = {clip.id: clip for clip in manifest.clips}
+    assert set(clips) == {*VOTES, "1002_DFA_ANG_XX"}
+    assert manifest.dropped == {"label FEA: not in the label set of 4": 1}
+    assert (sum(clips["1001_DFA_ANG_XX"].votes), clips["1001_DFA_ANG_XX"].other_votes) == (8, 1)
+    assert (sum(clips["1002_TIE_SAD_HI"].votes), clips["1002_TIE_SAD_HI"].other_votes) == (8, 3)
+    unheard = clips["1002_DFA_ANG_XX"]
+    assert (unheard.votes[CLASSES.index("angry")], sum(unheard.votes), unheard.other_votes) == (1, 1, 9)
+    assert dominant_class(unheard, 2.0) is None  # more raters heard what has no class here than angry
+    assert manifest.notes == {"clip without a vote for a class of the label set: the intended emotion is its target": 1}
+
+
+def test_a_label_set_that_nobody_uses_is_refused(root: Path) -> None:
+    with pytest.raises(RecipeError, match="label_set of 'cremad' is one of 6, 4, got 5"):
+        read_corpus("cremad", root.parent, CorpusOptions(label_set=5))
