@@ -1,6 +1,8 @@
 /** What the page knows of calls: server-sent events, and the API's answers. Knows no page. */
 
-const RETRY_MS = 3_000;
+import { authorized, fetchAuthorized } from "./access.js";
+
+const RETRY_MS = 1_000;
 
 /** An answer that is none. */
 export class ApiError extends Error {
@@ -21,9 +23,9 @@ const address = (path) => new URL(`api/${path}`, document.baseURI);
 async function ask(path, options) {
   let answer;
   try {
-    answer = await fetch(address(path), options);
-  } catch {
-    throw new ApiError(0, "The server does not answer.");
+    answer = await fetchAuthorized(address(path), options);
+  } catch (error) {
+    throw new ApiError(0, error instanceof TypeError ? "The server does not answer." : error.message);
   }
   const body = await answer.json().catch(() => ({}));
   if (!answer.ok) throw new ApiError(answer.status, body.error ?? `The server answered ${answer.status}.`);
@@ -67,6 +69,9 @@ export class Feed {
     if (this.call) url.searchParams.set("call", this.call);
     const source = (this.source = new EventSource(url));
     const hear = (name, take) => source.addEventListener(name, ({ data }) => take(JSON.parse(data)));
+    const later = () => {
+      if (this.source === source) this.retry = setTimeout(() => this.open(), RETRY_MS);
+    };
     hear("calls", ({ calls, problem }) => {
       this.on.problem(problem);
       this.on.calls(calls);
@@ -76,8 +81,8 @@ export class Feed {
     hear("problem", ({ problem }) => this.on.problem(problem));
     source.onerror = () => {
       this.on.problem("The server does not answer.");
-      // After an answer that is an error, a browser does not try again by itself.
-      if (source.readyState === EventSource.CLOSED) this.retry = setTimeout(() => this.open(), RETRY_MS);
+      // After an answer that is an error, a browser does not try again by itself; a key may be what is missing.
+      if (source.readyState === EventSource.CLOSED) authorized().then(later, later);
     };
   }
 }

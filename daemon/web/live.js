@@ -6,13 +6,15 @@
  * A run that fails anywhere goes to idle at once, says why, and offers to be repeated.
  */
 
+import { token } from "./access.js";
+import { MedusaError, connect, publish } from "./client/medusa.js";
+import { Lane } from "./lane.js";
+import { byId } from "./parts.js";
 import { ServerAway, SourceError, openDemo, openFile, openMicrophone } from "./sources.js";
-import { EmotionStream } from "./stream.js";
-import { Lane, Notices, SessionList, byId } from "./view.js";
-import { announcement, awayWords, closeWords, shortClock, totals } from "./words.js";
+import { Notices, SessionList } from "./view.js";
+import { announcement, awayWords, endWords, lostWords, shortClock, totals, transportWords } from "./words.js";
 
 const INTERIM_MS = 500;
-const KEEP_ALIVE_MS = 20_000;
 const FINISH_MS = 30_000;
 const FRAME_MS = 40;
 const LATE_S = 2;
@@ -21,6 +23,10 @@ const SILENT_PEAK = 0.001;
 /** Four seconds in which nothing is louder than -60 dBFS: even an empty room is. */
 const SILENT_FRAMES = 100;
 
+const ATTEMPTS = 8;
+const LONGEST_PAUSE_MS = 2_000;
+
+const INTERRUPTED_WORDS = "The connection was lost and is being made again. What is said meanwhile follows.";
 const LATE_WORDS = "The server takes audio more slowly than you speak: results come late.";
 const SILENT_WORDS = "Nothing is heard from the microphone. Is it muted, or is another one meant?";
 const STATES = {
@@ -40,8 +46,9 @@ class Run {
   constructor(open) {
     this.open = open;
     this.state = "preparing";
-    this.sentMs = 0;
+    this.heardMs = 0;
     this.silentFrames = 0;
+    this.patience = new AbortController();
     /** @type {Lane[]} */
     this.lanes = [];
   }
@@ -65,12 +72,53 @@ class Run {
     this.source.onended = () => this.finish();
     if (this.source.note) notices.say("note", this.source.note);
     byId("source").textContent = this.source.name;
+    byId("transport").textContent = "";
     this.enter("connecting");
-    this.stream = new EmotionStream(
-      { sampleRate: this.source.sampleRate, roles: this.source.roles, interimMs: INTERIM_MS },
-      { message: (message) => this.receive(message), closed: (ending) => this.closed(ending) },
-    );
-    this.keepAlive = setInterval(() => this.stream.keepAlive(), KEEP_ALIVE_MS);
+    try {
+      this.session = await this.connected();
+    } catch (error) {
+      return this.lost(error);
+    }
+    byId("transport").textContent = transportWords(this.session.transport);
+    return this.listen();
+  }
+
+  /**
+   * A microphone goes over WebRTC, which loses a packet rather than wait for it; a file over a WebSocket, which loses nothing.
+   * @returns {Promise<import("./client/medusa.js").Session>}
+   */
+  async connected() {
+    const { roles, sampleRate, media } = this.source;
+    const wanted = { url: document.baseURI, token, roles, interimMs: INTERIM_MS, signal: this.patience.signal };
+    if (media) {
+      try {
+        return await publish(media, wanted);
+      } catch (error) {
+        if (this.over || !(error instanceof MedusaError)) throw error;
+        notices.say("note", `Audio goes over a WebSocket, for WebRTC does not work here: ${error.message}.`);
+      }
+    }
+    return connect({ ...wanted, sampleRate, onInterrupted: ({ attempt }) => this.interrupted(attempt) });
+  }
+
+  /** @param {number} attempt from 1 @returns {number | false} ms until the next one */
+  interrupted(attempt) {
+    if (this.over || attempt > ATTEMPTS) return false;
+    notices.say("warning", INTERRUPTED_WORDS);
+    return Math.min(LONGEST_PAUSE_MS, 100 * 2 ** attempt);
+  }
+
+  /** Shows what comes, until nothing comes any more. */
+  async listen() {
+    try {
+      for await (const message of this.session) {
+        if (this.over) return undefined;
+        this.receive(message);
+      }
+      return this.over ? undefined : this.release(this.state === "finishing" ? "idle" : "failed");
+    } catch (error) {
+      return this.lost(error);
+    }
   }
 
   /** @returns {boolean} whether nothing of this run may touch the page any more */
@@ -95,6 +143,8 @@ class Run {
     switch (message.type) {
       case "session.created":
         return this.created(message);
+      case "session.resumed":
+        return notices.unsay(INTERRUPTED_WORDS);
       case "speech.started":
         return this.lanes[message.channel].started(message);
       case "emotion":
@@ -110,6 +160,8 @@ class Run {
         return notices.say("error", `The server ${this.list ? "ended" : "refused"} the stream: ${message.message}`);
       case "session.closed":
         this.list.totals(totals(message));
+        // What the client asked for needs no word; an error has had its own.
+        if (!this.error && message.reason !== "client_closed") notices.say("error", endWords(message.reason));
         return undefined;
       default:
         return undefined; // a newer server may say more than this page knows
@@ -125,6 +177,10 @@ class Run {
     byId("welcome").hidden = true;
     byId("ids").textContent = `model ${message.model} · call ${message.call}`;
     this.list = new SessionList(byId("history"), this.source.name);
+    this.heardMs = 0;
+    notices.unsay(INTERRUPTED_WORDS);
+    notices.unsay(endWords("going_away"));
+    if (this.state !== "connecting") return; // another stream of the same call: the source goes on
     this.enter("live");
     this.source.start((frame) => this.frame(frame));
   }
@@ -141,24 +197,24 @@ class Run {
   /** @param {import("./sources.js").Frame} frame */
   frame({ pcm, rms, peak }) {
     if (this.over) return;
-    this.stream.send(pcm);
-    this.sentMs += FRAME_MS;
-    byId("elapsed").textContent = shortClock(this.sentMs);
-    this.lanes.forEach((lane, channel) => lane.hear(this.sentMs, rms[channel], peak[channel]));
+    this.session.send?.(pcm);
+    this.heardMs += FRAME_MS;
+    byId("elapsed").textContent = shortClock(this.heardMs);
+    this.lanes.forEach((lane, channel) => lane.hear(this.heardMs, rms[channel], peak[channel]));
     this.watchSilence(Math.max(...peak));
-    this.watchBacklog();
+    if (this.session.send) this.watchBacklog();
   }
 
   /** @param {number} peak 0..1 */
   watchSilence(peak) {
     this.silentFrames = peak > SILENT_PEAK ? 0 : this.silentFrames + 1;
-    if (this.source.live && this.silentFrames === SILENT_FRAMES) notices.say("warning", SILENT_WORDS);
+    if (this.source.media && this.silentFrames === SILENT_FRAMES) notices.say("warning", SILENT_WORDS);
     if (this.silentFrames === 0) notices.unsay(SILENT_WORDS);
   }
 
   /** Back-pressure reaches a browser only as bytes that wait: said early, and an end before memory is. */
   watchBacklog() {
-    const waiting = this.stream.backlogS;
+    const waiting = this.session.backlogS;
     if (waiting > LATE_S) notices.say("warning", LATE_WORDS);
     else if (waiting === 0) notices.unsay(LATE_WORDS);
     if (waiting > TOO_LATE_S) this.fail("The server fell too far behind, so the stream was ended.");
@@ -171,15 +227,16 @@ class Run {
     this.enter("finishing");
     await this.source.stop();
     this.lanes.forEach((lane) => lane.stop());
-    this.stream.close();
-    this.patience = setTimeout(() => this.fail("The server did not send the last results in time."), FINISH_MS);
+    this.session.close();
+    this.waiting = setTimeout(() => this.fail("The server did not send the last results in time."), FINISH_MS);
   }
 
-  /** @param {import("./stream.js").Ending} ending */
-  closed(ending) {
+  /** @param {Error} error that ended the stream, or forbade it */
+  lost(error) {
     if (this.over) return;
-    if (ending.finished && !this.error && this.state === "finishing") return this.release("idle");
-    if (!this.error) notices.say("error", closeWords(ending, location.host));
+    const known = error instanceof MedusaError;
+    // An error message of the server has had its own words.
+    if (!this.error) notices.say("error", known ? lostWords(error, Boolean(this.list), location.host) : error.message);
     this.release("failed");
   }
 
@@ -193,9 +250,9 @@ class Run {
   /** @param {"idle" | "failed"} state */
   release(state) {
     this.enter(state);
-    clearInterval(this.keepAlive);
-    clearTimeout(this.patience);
-    this.stream?.abandon();
+    clearTimeout(this.waiting);
+    this.patience.abort();
+    this.session?.abandon();
     this.source?.stop();
     this.lanes.forEach((lane) => lane.stop());
     this.list?.end();

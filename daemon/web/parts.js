@@ -10,6 +10,14 @@ export function fresh(id) {
   return byId(id).content.firstElementChild.cloneNode(true);
 }
 
+/** What is said to be 0% is not drawn either. */
+export const LEAST_SHOWN = 0.005;
+
+/** @param {HTMLElement} element @param {number} share 0..1 */
+export function setWidth(element, share) {
+  element.style.width = share < LEAST_SHOWN ? "0" : `${Math.min(100, share * 100).toFixed(1)}%`;
+}
+
 /** @param {string} name @param {Record<string, string | number>} attributes @param {string} [text] @returns {SVGElement} */
 export function svg(name, attributes, text) {
   const element = document.createElementNS(SVG, name);

@@ -29,8 +29,8 @@ export class Source {
    * @param {AudioContext} context
    * @param {AudioNode} node what sounds
    * @param {{
-   *     name: string, roles: string[], note?: string, live?: boolean, start?: () => void, release?: () => void
-   * }} about `live`: somebody is there to be told that nothing is heard
+   *     name: string, roles: string[], note?: string, media?: MediaStream, start?: () => void, release?: () => void
+   * }} about `media`: what a microphone gives, to be published as it is
    */
   constructor(context, node, about) {
     this.context = context;
@@ -38,7 +38,7 @@ export class Source {
     this.name = about.name;
     this.roles = about.roles;
     this.note = about.note ?? "";
-    this.live = about.live ?? false;
+    this.media = about.media;
     this.startNode = about.start ?? (() => {});
     this.release = about.release ?? (() => {});
     /** Called when the source ends by itself: the file is over, the microphone was unplugged. */
@@ -107,7 +107,7 @@ export async function openMicrophone() {
   const [track] = stream.getAudioTracks();
   const source = new Source(context, context.createMediaStreamSource(stream), {
     name: "Microphone",
-    live: true,
+    media: stream,
     roles: ["customer"],
     release: () => track.stop(),
   });

@@ -1,12 +1,15 @@
-/** The last minute of a lane: each utterance a block, in it the posterior as it moved while the person spoke. */
+/** The last half minute of a lane: each utterance a block, in it the posterior as it moved while the person spoke. */
 
-const WINDOW_MS = 60_000;
+const WINDOW_MS = 30_000;
 const RADIUS_PX = 3;
 const TRACK_PX = 4;
 const PLAYHEAD_PX = 2;
+/** Below the blocks, for the name of each one's emotion. */
+const WORDS_PX = 18;
+const BETWEEN_WORDS_PX = 6;
 
 /**
- * @typedef {{index: number, startMs: number, slices: {endMs: number, probabilities: Record<string, number>}[]}} Block
+ * @typedef {{index: number, startMs: number, top: string, slices: {endMs: number, probabilities: Record<string, number>}[]}} Block
  */
 
 /** Draws one lane's canvas. It repeats what the bars and the list say, so it is hidden from screen readers. */
@@ -24,11 +27,12 @@ export class Trace {
   add(emotion) {
     let block = this.blocks.at(-1);
     if (block?.index !== emotion.utterance) {
-      block = { index: emotion.utterance, startMs: emotion.start_ms, slices: [] };
+      block = { index: emotion.utterance, startMs: emotion.start_ms, top: "", slices: [] };
       this.blocks.push(block);
     }
     // The end of a final can lie before that of its last interim: what is past it was silence.
     const kept = block.slices.filter((slice) => slice.endMs < emotion.end_ms);
+    block.top = emotion.top;
     block.slices = [...kept, { endMs: emotion.end_ms, probabilities: emotion.probabilities }];
     this.blocks = this.blocks.filter((old) => old.slices.at(-1).endMs > this.nowMs - WINDOW_MS);
     this.draw();
@@ -55,11 +59,29 @@ export class Trace {
     const x = (ms) => Math.round(((ms - from) / WINDOW_MS) * width * ratio) / ratio;
     const style = getComputedStyle(canvas);
     const colors = this.classes.map((name) => style.getPropertyValue(`--${name}`));
+    const tall = height - WORDS_PX;
     pen.fillStyle = style.getPropertyValue("--track");
-    pen.fillRect(0, (height - TRACK_PX) / 2, width, TRACK_PX);
-    for (const block of this.blocks) this.drawBlock(pen, block, x, height, colors);
+    pen.fillRect(0, (tall - TRACK_PX) / 2, width, TRACK_PX);
+    for (const block of this.blocks) this.drawBlock(pen, block, x, tall, colors);
     pen.fillStyle = style.color;
-    pen.fillRect(Math.min(x(this.nowMs), width - PLAYHEAD_PX), 0, PLAYHEAD_PX, height);
+    pen.fillRect(Math.min(x(this.nowMs), width - PLAYHEAD_PX), 0, PLAYHEAD_PX, tall);
+    pen.font = `${style.fontSize} ${style.fontFamily}`;
+    this.drawWords(pen, x, width, height);
+  }
+
+  /**
+   * Names each block that has room, the newest first.
+   * @param {CanvasRenderingContext2D} pen @param {(ms: number) => number} x @param {number} width @param {number} height
+   */
+  drawWords(pen, x, width, height) {
+    let until = width + BETWEEN_WORDS_PX;
+    for (const { startMs, top } of this.blocks.toReversed()) {
+      const long = pen.measureText(top).width;
+      const left = Math.max(0, Math.min(x(startMs), width - long));
+      if (left + long + BETWEEN_WORDS_PX > until) continue;
+      pen.fillText(top, left, height - 4);
+      until = left;
+    }
   }
 
   /**

@@ -9,13 +9,9 @@ const REASONS = {
   server_error: "the server had an internal error",
 };
 
-const CLOSE_WORDS = {
-  1001: "The server is shutting down. Reconnect when it is back.",
-  1006: "The connection to the server was lost. What it had received is still scored and published.",
-  1008: "The server ended the stream.",
-  1009: "The server refused a message as too big.",
-  1011: "The server had an internal error and ended the stream.",
-  1013: "The server is at its limit of streams. Try again in a moment.",
+const END_WORDS = {
+  going_away: "The server is shutting down. Reconnect when it is back.",
+  server_error: "The server had an internal error and ended the stream.",
 };
 
 /** @param {number} p @returns {string} never `100%`: no model is that sure */
@@ -54,16 +50,30 @@ export function totals({ reason, totals: sums }) {
 /** @param {string} host */
 export const awayWords = (host) => `No answer from the server at ${host}. Is it running?`;
 
-/** @param {import("./stream.js").Ending} ending @param {string} host */
-export function closeWords({ code, created }, host) {
-  if (!created && code === 1006) return awayWords(host);
-  return CLOSE_WORDS[code] ?? `The server closed the connection (code ${code}).`;
+/** @param {string} reason of `session.closed` */
+export const endWords = (reason) => END_WORDS[reason] ?? `The server ended the stream: ${REASONS[reason] ?? reason}.`;
+
+/**
+ * @param {import("./client/medusa.js").MedusaError} error
+ * @param {boolean} begun whether the server had taken the stream
+ * @param {string} host
+ */
+export function lostWords({ code, message }, begun, host) {
+  if (code !== "connection_lost") return `The server ${begun ? "ended" : "refused"} the stream: ${message}`;
+  if (!begun) return awayWords(host);
+  return `The connection was lost: ${message}. What the server had received is still scored and published.`;
 }
+
+/** @param {"websocket" | "webrtc"} transport */
+export const transportWords = (transport) => ({ websocket: "over WebSocket", webrtc: "over WebRTC" })[transport];
+
+/** @param {Record<string, number>} latency `latency_ms` of a result @returns {number} ms from the end of the utterance */
+export const sinceEnd = ({ endpoint, total: work }) => endpoint + work;
 
 /** @param {Record<string, number>} latency `latency_ms` of a result */
 export function latencyWords(latency) {
   return (
-    `waited for the pause ${duration(latency.endpoint)}; work, begun in the pause where nothing else was to be done: queue ${duration(latency.queue)}, ` +
+    `after the end of the utterance: waited for the pause ${duration(latency.endpoint)}; work, begun in the pause where nothing else was to be done: queue ${duration(latency.queue)}, ` +
     `words ${duration(latency.asr)}, encoders ${duration(latency.encoders)}, ensemble ${duration(latency.fusion)}`
   );
 }

@@ -1,6 +1,7 @@
 """A real Chromium, driven over its own DevTools protocol: no driver, no download."""
 
 import asyncio
+import base64
 import itertools
 import json
 import os
@@ -35,7 +36,8 @@ class Page:
     """One tab.
 
     Attributes:
-        complaints: what the console would show in red: errors, exceptions, breaches of the content security policy.
+        complaints: what the console would show in red since the page was opened: errors, exceptions, breaches of the content
+            security policy.
     """
 
     def __init__(self, connection: ClientConnection) -> None:
@@ -82,11 +84,33 @@ class Page:
 
     async def open(self, url: str, *, width: int = 1280, height: int = 900, scheme: str = "light") -> None:
         """Goes to a page in a window of that size."""
+        await self.look(width, height, scheme)
+        self.complaints.clear()
+        await self.send("Page.navigate", url=url)
+        await self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
+
+    async def look(self, width: int, height: int, scheme: str) -> None:
+        """Changes the window's size and its light, whatever page is there."""
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         await self.send("Emulation.setDeviceMetricsOverride", **size)
         await self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        await self.send("Page.navigate", url=url)
-        await self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
+
+    async def before(self, script: str) -> str:
+        """Runs a script in every page from now on, before the page's own; a name for `never`."""
+        added = await self.send("Page.addScriptToEvaluateOnNewDocument", source=script)
+        name: str = added["identifier"]
+        return name
+
+    async def never(self, name: str) -> None:
+        """Takes back what `before` asked for."""
+        await self.send("Page.removeScriptToEvaluateOnNewDocument", identifier=name)
+
+    async def picture(self) -> bytes:
+        """What the whole page looks like, as PNG."""
+        size = (await self.send("Page.getLayoutMetrics"))["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+        shot = await self.send("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
+        return base64.b64decode(shot["data"])
 
     async def ask(self, expression: str) -> Any:
         """The value of a JavaScript expression."""
@@ -103,6 +127,16 @@ class Page:
         except TimeoutError:
             text = await self.ask("document.body.innerText")
             raise AssertionError(f"never true: {expression}; {self.complaints}; the page says:\n{text}") from None
+
+    async def click(self, selector: str) -> None:
+        """Clicks in the middle of an element that is there and not disabled: a press that the browser takes for a person's."""
+        one = f"document.querySelector({selector!r})"
+        await self.until(f"{one} && !{one}.disabled")
+        await self.ask(f"{one}.scrollIntoView({{ block: 'center' }})")
+        box = f"(({{ x, y, width, height }}) => ({{ x: x + width / 2, y: y + height / 2 }}))({one}.getBoundingClientRect())"
+        where = await self.ask(box)
+        for kind in ("mousePressed", "mouseReleased"):
+            await self.send("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **where)
 
     async def press(self, key: str) -> None:
         """Presses a key."""
@@ -126,13 +160,14 @@ class Page:
 
 
 @asynccontextmanager
-async def browsing() -> AsyncIterator[Page]:
-    """A fresh browser with one tab."""
+async def browsing(*flags: str) -> AsyncIterator[Page]:
+    """A fresh browser with one tab; `flags` go to its command line."""
     assert PROGRAM is not None, NO_BROWSER
     with tempfile.TemporaryDirectory(prefix="medusa-chromium-", ignore_cleanup_errors=True) as profile:
         process = await asyncio.create_subprocess_exec(
             PROGRAM,
             *_FLAGS,
+            *flags,
             f"--user-data-dir={profile}",
             "about:blank",
             stdout=asyncio.subprocess.DEVNULL,

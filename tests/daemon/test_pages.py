@@ -126,6 +126,9 @@ async def test_the_page_says_that_redis_is_away_and_when_it_is_back() -> None:
     async with fresh_site() as found, browsing() as page:
         await page.open(f"{base(found)}/calls")
         await page.until("document.querySelector('#connection-words').textContent === 'Live'")
+        await found.add(*a_call("one"))
+        # It came from Redis, so the board has reached it: nothing but us touches its problem from now on.
+        await page.until("document.querySelectorAll('.call').length === 1")
         found.board.problem = "cannot reach Redis: gone"
         await page.until("document.querySelector('#connection-words').textContent === 'Reconnecting …'")
         assert await page.texts("#notices .notice") == ["cannot reach Redis: gone"]

@@ -1,0 +1,3 @@
+module example.org/medusa-consumer
+
+go 1.22
