@@ -1,21 +1,33 @@
 """One batcher per model, shared by all streams: items wait a little for company of the same shape.
 
 The words are Triton's: `max_batch_size`, `max_queue_delay`, `max_queue_size`. A batch holds one bucket only, and a batch
-of one takes the same path, so a result never depends on who else was there. Final work goes before interim work.
+of one takes the same path, so a result never depends on who else was there. Final work goes before interim work, and
+interim work gives way: it is refused while the model is busy for most of the time, it never takes the last free worker, and
+what waited too long for its turn is refused.
 """
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from daemon.errors import CapacityError, UpstreamError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_STALE_S: Final = 0.5
+"""Interim work that waited longer shows what was said too long ago: the stream has a newer cut by then."""
+_LOAD_S: Final = 5.0
+"""Time over which load is judged."""
+_WAIT_SHARE: Final = 0.2
+"""What one batch counts in the mean of waits."""
+_SPARE_LOAD: Final = 0.4
+"""Load above which work that may be left out is left out: beyond it queues, and with them every wait, grow fast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +60,7 @@ class Timed(Generic[Result]):
 class _Waiting(Generic[Item, Result]):
     item: Item
     bucket: Hashable
+    final: bool
     since: float
     future: "asyncio.Future[Timed[Result]]"
 
@@ -72,6 +85,28 @@ class _Lanes(Generic[Item, Result]):
         return len(self.final) + len(self.interim)
 
 
+class _Load:
+    """The share of the last seconds in which workers ran, 0..1: an exponential mean."""
+
+    def __init__(self, workers: int, clock: Callable[[], float]) -> None:
+        self._workers = workers
+        self._clock = clock
+        self._share = 0.0
+        self._until = clock()
+
+    def add(self, run_s: float) -> None:
+        """A worker ran for so long, until now."""
+        self._share = self.share + run_s / (self._workers * _LOAD_S)
+
+    @property
+    def share(self) -> float:
+        """As it is now."""
+        now = self._clock()
+        self._share *= math.exp((self._until - now) / _LOAD_S)
+        self._until = now
+        return self._share
+
+
 class Batcher(Generic[Item, Result]):
     """Runs `model` on batches in `executor`.
 
@@ -80,6 +115,7 @@ class Batcher(Generic[Item, Result]):
         model: items of one bucket to as many results, in order; called off the event loop.
         executor: threads that run it.
         settings: sizes and delays.
+        clock: seconds that only grow.
     """
 
     def __init__(
@@ -88,6 +124,7 @@ class Batcher(Generic[Item, Result]):
         model: Callable[[Sequence[Item]], Sequence[Result]],
         executor: Executor,
         settings: BatchSettings,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.name = name
         self.counts = BatchCounts()
@@ -96,7 +133,11 @@ class Batcher(Generic[Item, Result]):
         self._settings = settings
         self._lanes: _Lanes[Item, Result] = _Lanes()
         self._running = 0
-        self._arrived = asyncio.Event()
+        self._clock = clock
+        self._load = _Load(settings.workers, clock)
+        self._waited_s, self._waited_at = 0.0, clock()
+        self._changed = asyncio.Event()
+        """Something arrived, or a worker became free."""
         self._unanswered: set[asyncio.Future[Timed[Result]]] = set()
         self._stopped = False
 
@@ -110,23 +151,43 @@ class Batcher(Generic[Item, Result]):
         """Whether nothing waits and nothing runs."""
         return not self._running and not len(self._lanes)
 
+    @property
+    def load(self) -> float:
+        """The share of the last seconds in which workers ran, 0..1."""
+        return self._load.share
+
+    @property
+    def wait_s(self) -> float:
+        """How long finals waited lately: a mean over the last seconds, or what the oldest has waited by now."""
+        now = self._clock()
+        oldest_s = now - self._lanes.final[0].since if self._lanes.final else 0.0
+        return max(oldest_s, self._waited_s * math.exp((self._waited_at - now) / _LOAD_S))
+
+    @property
+    def spare(self) -> bool:
+        """Whether there is room for work that may be left out."""
+        return self.load < _SPARE_LOAD
+
     async def submit(self, item: Item, bucket: Hashable, *, final: bool) -> Timed[Result]:
         """Waits for the item's result.
 
         Raises:
-            CapacityError: if the item is interim and the queue is full.
+            CapacityError: if the item is interim and the queue is full, or others kept the model busy for too long.
             UpstreamError: if the model failed on this item, or was stopped before it answered.
         """
         if self._stopped:
             raise self._stop_error()
-        if not final and len(self._lanes) >= self._settings.max_queue_size:
+        if not final and (len(self._lanes) >= self._settings.max_queue_size or not self.spare):
             self.counts.refused += 1
-            raise CapacityError(f"the {self.name} queue holds {len(self._lanes)} items: interim work is refused")
+            waiting_now, load = len(self._lanes), f"{self.load:.0%}"
+            raise CapacityError(
+                f"interim work is refused: {waiting_now} items wait for the {self.name} model, load {load}"
+            )
         waiting: _Waiting[Item, Result] = _Waiting(
-            item, bucket, time.perf_counter(), asyncio.get_running_loop().create_future()
+            item, bucket, final, self._clock(), asyncio.get_running_loop().create_future()
         )
         (self._lanes.final if final else self._lanes.interim).append(waiting)
-        self._arrived.set()
+        self._changed.set()
         self._unanswered.add(waiting.future)
         try:
             return await waiting.future
@@ -150,27 +211,51 @@ class Batcher(Generic[Item, Result]):
 
     async def _serve(self) -> None:
         while True:
-            while not len(self._lanes):
-                self._arrived.clear()
-                await self._arrived.wait()
-            await self._wait_for_company()
+            while not (lane := self._next_lane()):
+                self._changed.clear()
+                await self._changed.wait()
+            await self._wait_for_company(lane[0])
             batch = self._take()
             if batch:
                 self._running += 1
+                self._note_wait(batch[0])
                 try:
                     await self._run(batch)
                 finally:
                     self._running -= 1
+                    self._changed.set()
 
-    async def _wait_for_company(self) -> None:
-        first = (self._lanes.final or self._lanes.interim)[0]
-        left = first.since + self._settings.max_queue_delay_s - time.perf_counter()
+    def _note_wait(self, oldest: _Waiting[Item, Result]) -> None:
+        if oldest.final:
+            now = self._clock()
+            kept = math.exp((self._waited_at - now) / _LOAD_S) * (1 - _WAIT_SHARE)
+            self._waited_s = kept * self._waited_s + _WAIT_SHARE * (now - oldest.since)
+            self._waited_at = now
+
+    def _next_lane(self) -> deque[_Waiting[Item, Result]] | None:
+        """What a free worker serves now: finals, or interims that leave another worker free for a final to come."""
+        if self._lanes.final:
+            return self._lanes.final
+        self._refuse_stale()
+        spare = not self._running or self._running + 1 < self._settings.workers
+        return self._lanes.interim if spare and self._lanes.interim else None
+
+    def _refuse_stale(self) -> None:
+        lane, oldest = self._lanes.interim, self._clock() - _STALE_S
+        while lane and lane[0].since < oldest:
+            waiting = lane.popleft()
+            self.counts.refused += 1
+            if not waiting.future.done():
+                waiting.future.set_exception(CapacityError(f"the {self.name} model has certain work to do"))
+
+    async def _wait_for_company(self, first: _Waiting[Item, Result]) -> None:
+        left = first.since + self._settings.max_queue_delay_s - self._clock()
         if left > 0 and len(self._lanes) < self._settings.max_batch_size:
             await asyncio.sleep(left)
 
     def _take(self) -> list[_Waiting[Item, Result]]:
-        """The oldest item of the first lane that has one, and its bucket's others."""
-        lane = self._lanes.final or self._lanes.interim
+        """The oldest item of the lane whose turn it is, and its bucket's others."""
+        lane = self._next_lane()
         if not lane:
             return []
         bucket = lane[0].bucket
@@ -184,7 +269,7 @@ class Batcher(Generic[Item, Result]):
         return [waiting for waiting in batch if not waiting.future.cancelled()]
 
     async def _run(self, batch: list[_Waiting[Item, Result]]) -> None:
-        begun = time.perf_counter()
+        begun = self._clock()
         self.counts.batches += 1
         self.counts.items += len(batch)
         self.counts.largest = max(self.counts.largest, len(batch))
@@ -196,7 +281,8 @@ class Batcher(Generic[Item, Result]):
         except Exception as error:  # the boundary of one batch: a model may fail in any way
             await self._after_failure(batch, error)
             return
-        run_s = time.perf_counter() - begun
+        run_s = self._clock() - begun
+        self._load.add(run_s)
         for waiting, result in zip(batch, results, strict=True):
             if not waiting.future.done():
                 waiting.future.set_result(Timed(result, begun - waiting.since, run_s))

@@ -8,7 +8,8 @@ from typing import Final
 import ctranslate2
 import numpy as np
 
-from daemon.asr import AsrItem
+from daemon.access import assembled, tls
+from daemon.asr import AsrItem, Task
 from daemon.config import EMBEDDED, Config
 from daemon.embedded import check_embedded
 from daemon.emotion import EmotionItem
@@ -45,6 +46,8 @@ def checked(config: Config) -> dict[str, str]:
     """
     address = authority(config.host, config.port)
     listening = address if free(config) else f"{address} (in use at this moment)"
+    access, certificate = assembled.described(config), assembled.certificate_of(config)
+    encryption = "none" if certificate is None else tls.described(certificate)
     check_directory(config.streams.spool_dir)
     if config.redis == EMBEDDED:
         check_embedded(config.streams.embedded_dir)
@@ -73,6 +76,8 @@ def checked(config: Config) -> dict[str, str]:
         "time": f"{seconds:.2f} s for an utterance of {_SAMPLE_S} s, without its words",
         "verdict": verdict(seconds, needed, available),
         "listen": listening,
+        "access": access,
+        "tls": encryption,
         "redis": without_password(config.redis),
         "spool": str(config.streams.spool_dir.absolute()),
     }
@@ -198,7 +203,7 @@ def _seconds(models: Models) -> float:
     """Time of one utterance, encoders and ensemble, after the models have run once."""
     noise = np.random.default_rng(0).normal(0, 0.01, _SAMPLE_S * SAMPLE_RATE_HZ).astype(np.float32)
     begun = time.perf_counter()
-    (heard,) = models.asr([AsrItem(noise, None, words=False)])
+    (heard,) = models.asr([AsrItem(noise, None, Task.FEATURES)])
     models.emotion([EmotionItem(noise, heard)])
     return time.perf_counter() - begun
 

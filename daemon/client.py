@@ -4,15 +4,18 @@ import asyncio
 import json
 import math
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Mapping
+from contextlib import aclosing
 from typing import Any, Final
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit, urlunsplit
 
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, WebSocketException
 
 from daemon.errors import ConfigError
+from daemon.reconnect import Tape, early_end, resuming
+from daemon.resample import ENCODINGS
 from model.audio import SAMPLE_RATE_HZ, Samples
 
 DEFAULT_URL: Final = "ws://127.0.0.1:8765/v1/stream"
@@ -21,12 +24,21 @@ _BLOCK_BYTES: Final = 1280
 """As much as `paced` sends of one channel at a time."""
 
 
-async def stream(url: str, chunks: AsyncIterable[bytes], **parameters: Any) -> AsyncIterator[dict[str, Any]]:
+async def stream(
+    url: str, chunks: AsyncIterable[bytes], *, token: str | None = None, reconnect_s: float = 0.0, **parameters: Any
+) -> AsyncIterator[dict[str, Any]]:
     """Streams audio and gives every server message, the last one `session.closed`.
+
+    With `reconnect_s`, a connection that is lost is made again and the stream goes on: `session.resumed` says so. Where it
+    cannot go on (the server was restarted), another stream of the same call begins, with a `session.created` of its own. Its
+    times count from its own begin; `begins_ms`, which we add to `session.created`, says where in the audio that is. See
+    `daemon.reconnect`.
 
     Args:
         url: `ws://host:port/v1/stream`; parameters in its query go along.
         chunks: binary audio messages; the stream is closed behind the last one.
+        token: API key or token, where the server asks for one.
+        reconnect_s: how long a lost connection is tried again; 0 gives the stream up with it.
         parameters: of the stream: encoding, sample_rate, channels, roles, language, interim_ms, call_id. They win over
             the same ones in the URL.
 
@@ -34,9 +46,28 @@ async def stream(url: str, chunks: AsyncIterable[bytes], **parameters: Any) -> A
         ConfigError: if `url` cannot be one of a stream.
         ConnectionError: if there is no such server, or the connection ended before `session.closed`.
     """
-    async with await _connected(stream_url(url, parameters)) as connection:
+    if reconnect_s > 0:
+        async with aclosing(_resuming(url, parameters, chunks, token, reconnect_s)) as messages:
+            async for message in messages:
+                yield message
+        return
+    async with await _connected(stream_url(url, parameters), token) as connection:
         async for message in _exchange(connection, chunks):
             yield message
+
+
+def _resuming(
+    url: str, parameters: dict[str, Any], chunks: AsyncIterable[bytes], token: str | None, reconnect_s: float
+) -> AsyncGenerator[dict[str, Any], None]:
+    asked = parse_qs(urlsplit(stream_url(url, parameters)).query)
+    encoding, rate, channels = (asked.get(name, [""])[-1] for name in ("encoding", "sample_rate", "channels"))
+    frame = ENCODINGS.get(encoding, 1) * (int(channels) if channels.isdecimal() else 1)
+    tape = Tape(frame * (int(rate) if rate.isdecimal() else SAMPLE_RATE_HZ), frame)  # the server refuses what is wrong
+
+    def connect(values: dict[str, Any]) -> Awaitable[ClientConnection]:
+        return _connected(stream_url(url, values) if values else url.partition("?")[0], token)
+
+    return resuming(connect, parameters, chunks, tape, reconnect_s)
 
 
 def stream_url(url: str, parameters: Mapping[str, Any]) -> str:
@@ -60,11 +91,12 @@ def stream_url(url: str, parameters: Mapping[str, Any]) -> str:
     return urlunsplit((parts.scheme, parts.netloc, parts.path, urlencode(query), ""))
 
 
-async def _connected(url: str) -> ClientConnection:
+async def _connected(url: str, token: str | None) -> ClientConnection:
     server = url.partition("?")[0]
+    headers = {"Authorization": f"Bearer {token}"} if token else None
     try:
         # A server that holds us back does not read our pings either, for as long as that takes.
-        return await connect(url, max_size=None, ping_timeout=None)
+        return await connect(url, max_size=None, ping_timeout=None, additional_headers=headers)
     except InvalidHandshake as error:
         raise ConnectionError(f"{server} is no stream server: {error}") from error
     except ConnectionRefusedError as error:
@@ -85,7 +117,7 @@ async def _exchange(connection: ClientConnection, chunks: AsyncIterable[bytes]) 
             yield message
             if message["type"] == "session.closed":
                 return
-        raise ConnectionError(f"the server closed the connection early ({connection.close_code})")
+        raise early_end(connection)
     except ConnectionClosed as error:
         raise ConnectionError(f"the server closed the connection early ({error})") from error
     finally:

@@ -2,10 +2,11 @@
 
 import asyncio
 import importlib.metadata
+import json
 import logging
 import math
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,13 +15,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from daemon.access.keys import digest, new_key
+from daemon.access.principal import ROLES
+from daemon.access.settings import KEY_NAME
 from daemon.check import checked
 from daemon.client import DEFAULT_URL, paced, piped
 from daemon.client import stream as stream_messages
-from daemon.config import Config, load_config
+from daemon.config import Config, Role, load_config
 from daemon.demo import OWN_CALL, run_demo
 from daemon.errors import DaemonError
 from daemon.events import read_events
+from daemon.fleet.keys import FleetKeys
+from daemon.fleet.serving import WorkerProcess, serve_worker
 from daemon.listening import authority
 from daemon.live import ending, flat, show
 from daemon.offline import score_recording
@@ -30,6 +36,11 @@ from daemon.sinks.redis import without_password
 from daemon.wire import redis_fields
 from model.recording import RecordingError, read_recording
 
+if sys.platform == "win32":
+    from asyncio import run as run_served
+else:
+    from uvloop import run as run_served  # hundreds of small messages a second: they cost half of what asyncio asks
+
 app = typer.Typer(help="Streaming speech emotion recognition.", no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console()
 errors = Console(stderr=True)
@@ -38,7 +49,14 @@ ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file."
 BundleOption = Annotated[Path | None, typer.Option("--bundle", help="Bundle to serve.", file_okay=False)]
 RedisOption = Annotated[str | None, typer.Option("--redis", help="redis:// URL, or `embedded`.")]
 HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
+InsecureOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--insecure", help="Serve other machines without keys or TLS, for instance behind a proxy that has both."
+    ),
+]
 PortOption = Annotated[int | None, typer.Option("--port", help="Port to listen on.")]
+RoleOption = Annotated[Role | None, typer.Option("--role", help="Everything, or only the streams, or only the models.")]
 FileArgument = Annotated[Path, typer.Argument(help="Recording in any format.", dir_okay=False)]
 
 
@@ -73,10 +91,10 @@ def _complain(problem: object, style: str = "red") -> None:
     errors.print(str(problem), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def _run(work: Coroutine[Any, Any, int]) -> None:
+def _run(work: Coroutine[Any, Any, int], run: Callable[[Coroutine[Any, Any, int]], int] = asyncio.run) -> None:
     """Runs a command; our own errors become one message and exit status 2."""
     try:
-        status = asyncio.run(work)
+        status = run(work)
     except (DaemonError, RecordingError) as error:
         _complain(error)
         raise typer.Exit(2) from error
@@ -103,26 +121,36 @@ def serve(
     bundle: BundleOption = None,
     host: HostOption = None,
     port: PortOption = None,
+    role: RoleOption = None,
+    insecure: InsecureOption = None,
 ) -> None:
     """Serve streams until Ctrl-C or SIGTERM.
 
     Example: medusa-daemon serve --redis redis://localhost:6379/0 --port 8765
     """
-    settings = _config(config, redis=redis, bundle=bundle, host=host, port=port)
+    settings = _config(config, redis=redis, bundle=bundle, host=host, port=port, role=role, insecure=insecure)
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
-    def ready(daemon: Daemon, listening: int) -> None:
-        address = authority(settings.host, listening)
+    def working(process: WorkerProcess, listening: int) -> None:
         for line in (
-            f"page    http://{address}/",
-            f"stream  ws://{address}/v1/stream",
+            f"probes  http://{authority(settings.host, listening)}/ready",
+            f"work    {without_password(process.redis_url)}  (stream {FleetKeys(settings.work_of(process.bundle_id)).work})",
+            f"bundle  {process.bundle_id}",
+        ):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def ready(daemon: Daemon, listening: int) -> None:
+        address, secure = authority(settings.host, listening), "s" if settings.tls.cert else ""
+        for line in (
+            f"page    http{secure}://{address}/",
+            f"stream  ws{secure}://{address}/v1/stream",
             f"events  {without_password(daemon.redis_url)}  (stream medusa:events)",
             f"bundle  {daemon.bundle_id}",
         ):
             # An IPv6 address has brackets, and a line that is broken is no address.
             console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    _run(serve_forever(settings, ready))
+    _run(serve_worker(settings, working) if settings.role == "worker" else serve_forever(settings, ready), run_served)
 
 
 @app.command()
@@ -132,22 +160,29 @@ def stream(
     ],
     url: Annotated[str, typer.Option(help="Stream URL.")] = DEFAULT_URL,
     speed: SpeedOption = 1.0,
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the API key, where the server asks for one.", dir_okay=False)
+    ] = None,
+    reconnect: Annotated[
+        float, typer.Option(help="How long a lost connection is tried again; 0 never.", metavar="SECONDS", min=0.0)
+    ] = 30.0,
 ) -> None:
     """Stream a recording as a live client and show the results.
 
     Example: medusa-daemon stream call.wav
     """
-    _run(_stream(file, url, speed))
+    token = None if token_file is None else token_file.read_text(encoding="utf-8").strip()
+    _run(_stream(file, url, speed, token=token, reconnect_s=reconnect))
 
 
-async def _stream(file: str, url: str, speed: float) -> int:
+async def _stream(file: str, url: str, speed: float, **connection: Any) -> int:
     if file == "-":
         chunks, channels = piped(sys.stdin.fileno()), 1
     else:
         audio = read_recording(Path(file))
         chunks, channels = paced(audio, speed), len(audio)
     status = 0
-    async for message in stream_messages(url, chunks, channels=channels, sample_rate=16_000):
+    async for message in stream_messages(url, chunks, channels=channels, sample_rate=16_000, **connection):
         if message["type"] == "emotion":
             show(console, flat(message))
         elif message["type"] == "error":
@@ -215,12 +250,13 @@ def check(
     bundle: BundleOption = None,
     host: HostOption = None,
     port: PortOption = None,
+    insecure: InsecureOption = None,
 ) -> None:
     """Check configuration, models and device, and say what would be served: what passes here, `serve` takes.
 
     Example: medusa-daemon check --config daemon.toml
     """
-    settings = _config(config, redis=redis, bundle=bundle, host=host, port=port)
+    settings = _config(config, redis=redis, bundle=bundle, host=host, port=port, insecure=insecure)
     try:
         rows = checked(settings)
     except DaemonError as error:
@@ -230,6 +266,28 @@ def check(
     for name, value in rows.items():
         table.add_row(name, escape(value))
     console.print(table)
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(help="Who will use it.")],
+    roles: Annotated[str, typer.Option(help=f"Some of {', '.join(ROLES)}, separated by commas.")] = "ingest",
+) -> None:
+    """Make an API key: prints it, once, and the lines that the configuration needs.
+
+    Example: medusa-daemon key billing --roles ingest,read
+    """
+    asked = [role.strip() for role in roles.split(",")]
+    if unknown := [role for role in asked if role not in ROLES]:
+        raise typer.BadParameter(f"{unknown[0]!r} is no role: there are {', '.join(ROLES)}", param_hint="--roles")
+    if not KEY_NAME.fullmatch(name):
+        raise typer.BadParameter(f"{name!r} has 1 to 64 letters, digits and any of _.-", param_hint="NAME")
+    made = new_key()
+    _complain("This is the key. It is shown once and kept nowhere: hand it to its user.", "yellow")
+    typer.echo(made)
+    _complain("These lines belong into the configuration of the daemon; they do not give the key away.", "yellow")
+    table = f'"{name}"' if "." in name else name
+    typer.echo(f'\n[access.keys.{table}]\nsha256 = "{digest(made)}"\nroles = {json.dumps(asked)}')
 
 
 @app.command()

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import tomllib
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -16,6 +17,7 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -28,13 +30,16 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from daemon.access.settings import AccessConfig, TlsConfig
 from daemon.batcher import BatchSettings
 from daemon.calls.alerts import AlertRule
 from daemon.calls.webhook import WebhookSettings, check_url
 from daemon.embedded import embedded_url
 from daemon.engine import EngineSettings, default_threads
 from daemon.errors import ConfigError
-from daemon.sinks.redis import connect, without_password
+from daemon.fleet.settings import FleetSettings
+from daemon.policy import Policy, Transcripts
+from daemon.sinks.redis import StreamSettings, connect, without_password
 from daemon.transports.whip.rules import IceServer, WhipRules
 from model.audio import POST_PAD, SAMPLES_PER_MS
 from model.labels import CLASSES
@@ -47,9 +52,16 @@ _PREFIX: Final = "MEDUSA_"
 _DELIMITER: Final = "__"
 _ICE_URL: Final = r"^(stuns?:[^?:@\s]+(:\d{1,5})?|turns?:[^?:@\s]+(:\d{1,5})?(\?transport=(udp|tcp))?)$"
 _ORIGIN: Final = r"^(\*|https?://[^/\s]+)$"
+_SHOWN_ACCESS: Final = {
+    *("keys", "jwt", "roles", "token_ttl_s", "session_ttl_s", "allowed_origins", "failures_per_minute"),
+    *("max_streams", "max_starts_per_minute", "max_stream_s", "max_day_s"),
+    *("algorithms", "jwks_file", "audience", "issuer", "roles_claim", "leeway_s"),
+}
+"""What may be shown where it stands below a name that may be shown; of a whole table nothing is."""
 _SHOWN_ALERTS: Final = {"rules", "webhook_timeout_s", "webhook_attempts", "webhook_queue"}
 """The URL is not among them: many services put what must not be known into it."""
 
+Role = Literal["all", "gateway", "worker"]
 LogLevel = Annotated[
     Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
     BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value),
@@ -78,11 +90,18 @@ class LimitsConfig(_Section):
     """What one client may take."""
 
     max_streams: int = Field(default=100, gt=0)
+    max_wait_ms: float = Field(default=2000.0, gt=0)
+    """New streams are refused while results of those that are here wait longer than this for the engine."""
     max_message_bytes: int = Field(default=1 << 20, gt=0)
     idle_timeout_s: float = Field(default=60.0, gt=0)
     """A stream without audio or keep_alive for this long is closed."""
+    resume_window_s: float = Field(default=30.0, ge=0)
+    """How long a stream waits for a client that lost its connection and may resume; 0 never waits."""
     outbox: int = Field(default=256, gt=0)
     """Messages that wait for a slow reader before its connection is closed."""
+    max_header_bytes: int = Field(default=16_384, ge=1024)
+    request_timeout_s: float = Field(default=10.0, gt=0)
+    """From the connection to the end of its request's head."""
 
 
 class StreamsConfig(_Section):
@@ -118,6 +137,16 @@ class ModelsConfig(_Section):
         for key in keys:
             read_public_key(key)
         return keys
+
+
+class FleetConfig(_Section):
+    """How gateways and workers share the work; see `daemon.fleet.settings` and docs/scale-out.md."""
+
+    capacity: int = Field(default=16, gt=0)
+    visibility_s: float = Field(default=10.0, ge=1)
+    attempts: int = Field(default=3, gt=0)
+    score_timeout_s: float = Field(default=60.0, gt=0)
+    expiry_s: int = Field(default=3_600, ge=60)
 
 
 class TelephonyConfig(_Section):
@@ -229,6 +258,19 @@ class AlertsConfig(_Section):
         )
 
 
+class PolicyConfig(_Section):
+    """Who is analysed, what is kept of it, and what is written down about who saw it; see docs/compliance.md."""
+
+    analyze: tuple[Annotated[str, Field(pattern=r"^[^\s,][^,\x00-\x1f\x7f]{0,63}$")], ...] = ()
+    """Roles; everybody where none is named."""
+    transcripts: Transcripts = "full"
+    retain_s: int | None = Field(default=None, ge=60)
+    """How old events get, whatever `streams` says."""
+    audit: bool = True
+    audit_retain_s: int = Field(default=190 * 86_400, ge=60)
+    audit_maxlen: int = Field(default=100_000, gt=0)
+
+
 class IceServerConfig(_Section):
     """A STUN or TURN server."""
 
@@ -273,6 +315,8 @@ class Config(BaseSettings):
     port: int = Field(default=8765, ge=0, le=65535)
     redis: str = EMBEDDED
     bundle: Path = DEFAULT_BUNDLE
+    role: Role = "all"
+    """What of the work this process does: all of it, or the streams, or the models."""
     interim_ms: int = Field(default=1000, ge=0)
     """Default distance of interim results; 0 sends none. A client may ask for another."""
     ahead_silence_ms: int = Field(default=160, ge=0)
@@ -283,9 +327,15 @@ class Config(BaseSettings):
     limits: LimitsConfig = LimitsConfig()
     streams: StreamsConfig = StreamsConfig()
     models: ModelsConfig = ModelsConfig()
+    fleet: FleetConfig = FleetConfig()
     telephony: TelephonyConfig = TelephonyConfig()
     alerts: AlertsConfig = AlertsConfig()
     webrtc: WebrtcConfig = WebrtcConfig()
+    access: AccessConfig = AccessConfig()
+    tls: TlsConfig = TlsConfig()
+    policy: PolicyConfig = PolicyConfig()
+    insecure: bool = False
+    """The operator's word that who can reach us may, or that TLS ends at a proxy in front."""
 
     @field_validator("ahead_silence_ms")
     @classmethod
@@ -306,6 +356,26 @@ class Config(BaseSettings):
                 raise ValueError(f'{error}; or "{EMBEDDED}" for a server of our own') from error
         return url
 
+    @field_validator("policy")
+    @classmethod
+    def _no_rule_waits_in_vain(cls, policy: PolicyConfig, others: ValidationInfo) -> PolicyConfig:
+        alerts: AlertsConfig | None = others.data.get("alerts")
+        roles = {rule.role for rule in alerts.rules if rule.role} if alerts else set()
+        if policy.analyze and (unheard := sorted(roles - set(policy.analyze))):
+            raise ValueError(
+                f"analyze leaves out {', '.join(unheard)}, whom alerts.rules wait for: leave those rules out, or name the role"
+            )
+        return policy
+
+    @field_validator("role")
+    @classmethod
+    def _with_a_redis_of_all(cls, role: Role, others: ValidationInfo) -> Role:
+        if role != "all" and others.data.get("redis") == EMBEDDED:
+            raise ValueError(
+                "gateways and workers meet in a Redis server that all of them reach: name it with --redis URL"
+            )
+        return role
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -321,6 +391,20 @@ class Config(BaseSettings):
     def endpointing_rules(self) -> Endpointing:
         """As the segmenter takes them."""
         return Endpointing(**self.endpointing.model_dump())
+
+    def whip_rules(self) -> WhipRules:
+        """As the door takes them: pages that may use everything may use it too."""
+        rules = self.webrtc.rules()
+        return replace(rules, allowed_origins=(*rules.allowed_origins, *self.access.allowed_origins))
+
+    def fleet_settings(self) -> FleetSettings:
+        """As gateways and workers take them."""
+        return FleetSettings(**self.fleet.model_dump())
+
+    def work_of(self, bundle_id: str) -> str:
+        """What gateways and workers share: a worker that lets more words out than a gateway allows is never given its work."""
+        transcripts = self.policy.transcripts
+        return bundle_id if transcripts == "full" else f"{bundle_id}:{transcripts}"
 
     def redis_url(self) -> str:
         """Where a reader finds the events that `serve` publishes under this configuration.
@@ -341,7 +425,16 @@ class Config(BaseSettings):
         """As the engine takes them."""
         m = self.models
         batch = BatchSettings(m.max_batch_size, m.max_queue_delay_ms / 1000, m.max_queue_size, m.workers)
-        return EngineSettings(m.device, m.threads, batch, m.whisper_sources, m.trusted_keys)
+        return EngineSettings(m.device, m.threads, batch, m.whisper_sources, m.trusted_keys, self.policy.transcripts)
+
+    def call_policy(self) -> Policy:
+        """As streams take it."""
+        return Policy(self.policy.analyze, self.policy.transcripts)
+
+    def stream_settings(self) -> StreamSettings:
+        """As everybody who publishes takes them."""
+        s = self.streams
+        return StreamSettings(maxlen=s.maxlen, call_ttl_s=min(s.call_ttl_s, self.policy.retain_s or s.call_ttl_s))
 
 
 def load_config(path: Path | None, flags: dict[str, Any]) -> Config:
@@ -394,6 +487,9 @@ def _secret(loc: tuple[str, ...]) -> bool:
     """Whether what stands at `loc` may be a secret: a key that is misspelled holds one as well."""
     if loc[0] == "alerts":
         return len(loc) == 1 or loc[1] not in _SHOWN_ALERTS
+    if loc[0] == "access":
+        named = loc[3:] if loc[1:2] == ("keys",) else loc[2:] if loc[1:2] == ("jwt",) else loc[1:]
+        return not named or named[0] not in _SHOWN_ACCESS
     if loc[0] == "webrtc":
         return len(loc) == 1 or loc[1] not in ("public_address", "allowed_origins")
     return loc[0] == "telephony" and loc != ("telephony", "public_url")

@@ -14,11 +14,12 @@ from pathlib import Path
 import ctranslate2
 import numpy as np
 
-from daemon.asr import AsrItem, AsrModel, Heard
-from daemon.batcher import Batcher, BatchSettings
+from daemon.asr import AsrItem, AsrModel, Heard, Task
+from daemon.batcher import Batcher, BatchSettings, Timed
 from daemon.emotion import EmotionItem, EmotionModel, Scored
 from daemon.errors import CapacityError, ConfigError
 from daemon.messages import CallInfo, Latency, Scores, Utterance
+from daemon.policy import Transcripts, shown
 from model.adaptation import NO_HISTORY, History
 from model.audio import MIN_UTTERANCE, bucket_length, ms_from_samples
 from model.bundle import Bundle, BundleError
@@ -43,6 +44,7 @@ class EngineSettings:
         batch: sizes and delays of every batcher.
         whisper_sources: where Whisper's weights are; empty takes the bundle's own list.
         trusted_keys: public keys of which one must have signed the bundle; empty takes any bundle.
+        transcripts: what of the words is in its scores; the models read them all.
     """
 
     device: str = "auto"
@@ -50,6 +52,7 @@ class EngineSettings:
     batch: BatchSettings = field(default_factory=BatchSettings)
     whisper_sources: tuple[str, ...] = ()
     trusted_keys: tuple[str, ...] = ()
+    transcripts: Transcripts = "full"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ def _try_out(models: Models) -> None:
     """Scores a moment of silence: a bundle that was made for other features than ours is refused here, not call by call."""
     silence = np.zeros(MIN_UTTERANCE, np.float32)
     try:
-        (heard,) = models.asr([AsrItem(silence, None, words=False)])
+        (heard,) = models.asr([AsrItem(silence, None, Task.FEATURES)])
         models.emotion([EmotionItem(silence, heard)])
     except ValueError as error:
         raise ConfigError(
@@ -143,6 +146,7 @@ class Engine:
         self, models: Models, settings: EngineSettings, asr: ThreadPoolExecutor, emotion: ThreadPoolExecutor
     ) -> None:
         self.models = models
+        self._transcripts = settings.transcripts
         self.asr: Batcher[AsrItem, Heard] = Batcher("asr", models.asr, asr, settings.batch)
         self.emotion: Batcher[EmotionItem, Scored] = Batcher("emotion", models.emotion, emotion, settings.batch)
 
@@ -150,6 +154,27 @@ class Engine:
     def bundle_id(self) -> str:
         """What results are stamped with."""
         return self.models.bundle.id
+
+    def accept(self, info: CallInfo, utterance: Utterance) -> None:
+        """Nothing: the call holds its utterances until it asks for their scores, and it ends with us."""
+
+    @property
+    def wait_s(self) -> float:
+        """How long finals waited lately for the models."""
+        return self.asr.wait_s + self.emotion.wait_s
+
+    async def _heard(self, utterance: Utterance, bucket: int, language: str | None) -> Timed[Heard]:
+        task = Task.WORDS if utterance.final else Task.FEATURES
+        first = await self.asr.submit(
+            AsrItem(utterance.audio, language, task), (bucket, task, language), final=utterance.final
+        )
+        words = first.value.transcript
+        if words is None or words.trusted:
+            return first
+        item = AsrItem(utterance.audio, language, Task.WORDS_AGAIN)
+        again = await self.asr.submit(item, (item.task, id(item)), final=True)  # alone: it takes long enough
+        heard = Heard(first.value.frames, again.value.transcript)
+        return Timed(heard, first.queue_s + again.queue_s, first.run_s + again.run_s)
 
     async def score(
         self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead: bool = False
@@ -160,12 +185,11 @@ class Engine:
             CapacityError: if the utterance is interim and a queue is full, or it is `ahead` and the engine is not idle.
             UpstreamError: if a model failed on it.
         """
-        if ahead and not (self.asr.idle and self.emotion.idle):
+        if ahead and not (self.asr.idle and self.asr.spare and self.emotion.idle):
             raise CapacityError("the engine has certain work to do: nothing is scored ahead")
         bucket = bucket_length(max(len(utterance.audio), MIN_UTTERANCE))
         final = utterance.final
-        item = AsrItem(utterance.audio, info.language, words=final)
-        heard = await self.asr.submit(item, (bucket, final, info.language), final=final)
+        heard = await self._heard(utterance, bucket, info.language)
         scored = await self.emotion.submit(EmotionItem(utterance.audio, heard.value, history), bucket, final=final)
         queue_s = heard.queue_s + scored.queue_s
         latency = Latency(
@@ -177,7 +201,8 @@ class Engine:
             total=(queue_s + heard.run_s + scored.run_s) * _MS_PER_S,
         )
         found = scored.value
-        return Scores(found.posteriors, heard.value.transcript, latency, found.history, found.adaptation)
+        words = shown(heard.value.transcript, self._transcripts)
+        return Scores(found.posteriors, words, latency, found.history, found.adaptation)
 
 
 @asynccontextmanager

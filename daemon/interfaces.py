@@ -13,6 +13,10 @@ Result = TypeVar("Result", covariant=True)
 class Sink(Protocol):
     """Where events go. An accepted event is delivered once, in order, or kept until it can be."""
 
+    @property
+    def waiting(self) -> int:
+        """Accepted events that the other side does not have yet."""
+
     async def start(self) -> None:
         """Begins delivery; returns at once even where the other side is away."""
 
@@ -31,6 +35,9 @@ class Sink(Protocol):
 
 class Scorer(Protocol):
     """The engine: utterances in, scores out, batched across all streams."""
+
+    def accept(self, info: CallInfo, utterance: Utterance) -> None:
+        """Tells of a final utterance as soon as it is certain; it is scored later, in its turn. Never blocks."""
 
     async def score(
         self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead: bool = False

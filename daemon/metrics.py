@@ -17,7 +17,7 @@ class Metrics:
         streams: open streams.
         accepted: streams accepted so far.
         refused: streams refused because the server was full.
-        peer_errors: streams ended by a client's mistake, by code.
+        peer_errors: streams ended by a client's mistake, and requests refused, by code.
         dashboard_dropped: dashboards that did not read what they were sent.
     """
 
@@ -27,7 +27,10 @@ class Metrics:
         self.accepted = Counter("medusa_streams_accepted", "Streams accepted", registry=self.registry)
         self.refused = Counter("medusa_streams_refused", "Streams refused for lack of room", registry=self.registry)
         self.peer_errors = Counter(
-            "medusa_peer_errors", "Streams ended by a client's mistake", ["code"], registry=self.registry
+            "medusa_peer_errors",
+            "Streams ended by a client's mistake, requests refused",
+            ["code"],
+            registry=self.registry,
         )
         self._webhook = Counter(
             "medusa_webhook", "Alerts on their way to the webhook, by outcome", ["outcome"], registry=self.registry

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Final
 
 from daemon.config import Config
 from daemon.engine import load_models, running_engine
@@ -12,6 +13,8 @@ from model.adaptation import NO_HISTORY
 from model.audio import Samples
 from model.recording import read_recording
 from model.vad import SpeechDetector
+
+ROLES: Final = ("customer", "agent")
 
 
 async def score_recording(path: Path, config: Config) -> list[EmotionEvent]:
@@ -25,9 +28,7 @@ async def score_recording(path: Path, config: Config) -> list[EmotionEvent]:
     return await score_samples(audio, config)
 
 
-async def score_samples(
-    audio: Samples, config: Config, roles: tuple[str, ...] = ("customer", "agent")
-) -> list[EmotionEvent]:
+async def score_samples(audio: Samples, config: Config, roles: tuple[str, ...] = ROLES) -> list[EmotionEvent]:
     """Final results of `float32 [channels, T]` at 16 kHz, in the order in which utterances end.
 
     Raises:
@@ -35,7 +36,7 @@ async def score_samples(
     """
     settings = config.engine_settings()
     models = await asyncio.to_thread(load_models, config.bundle, settings)
-    utterances = cut(audio, config)
+    utterances = cut(audio, config, roles)
     events = []
     histories = [NO_HISTORY] * len(audio)
     async with running_engine(models, settings) as engine:
@@ -47,9 +48,11 @@ async def score_samples(
     return events
 
 
-def cut(audio: Samples, config: Config) -> list[Utterance]:
-    """The utterances of a recording `float32 [channels, T]`, in the order in which they end."""
-    session = Session([SpeechDetector() for _ in audio], config.endpointing_rules())
+def cut(audio: Samples, config: Config, roles: tuple[str, ...] = ROLES) -> list[Utterance]:
+    """The utterances of a recording `float32 [channels, T]`, in the order in which they end; of roles that are analysed."""
+    analyzed = config.call_policy().analyzed(roles)
+    detectors = [SpeechDetector() if role in analyzed else None for role in roles[: len(audio)]]
+    session = Session(detectors, config.endpointing_rules())
     outputs = session.feed(list(audio)) + session.close()
     utterances = [output for output in outputs if isinstance(output, Utterance)]
     return sorted(utterances, key=lambda utterance: utterance.decided)

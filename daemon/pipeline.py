@@ -2,8 +2,9 @@
 
 Audio that was accepted is always scored and published: when a client vanishes, its open utterance is cut and finished like
 any other. Utterances of a stream are scored one after the other, so that streams share the engine fairly and a stream's
-events keep their order; waiting interim cuts are replaced by newer ones. Where the engine is idle, an utterance is scored
-ahead, in the silence that may end it; if it does, the result is there at once, and it is the same result.
+events keep their order; waiting interim cuts are replaced by newer ones and give way to finals, even while they are scored.
+Where the engine is idle, an utterance is scored ahead, in the silence that may end it; if it does, the result is there at
+once, and it is the same result.
 """
 
 import asyncio
@@ -80,6 +81,13 @@ class Call:
         """What each channel sounded like so far: all its finals up to the last one that was scored."""
         self._scored: dict[int, int] = {}
         """Finals of each channel that were scored."""
+        self._needed_from = 0
+        """The first sample that a later utterance can hold."""
+        self._settled = 0
+        self._finals: deque[int] = deque()
+        """First samples of finals that are not published yet."""
+        self._interim: asyncio.Task[None] | None = None
+        """The interim cut that is being scored."""
         self._group: asyncio.TaskGroup | None = None
         self._changed = asyncio.Condition()
         self._closed = False
@@ -99,7 +107,16 @@ class Call:
             self._abandoned = feeding
             raise
         self.totals = replace(self.totals, received_samples=self._session.received)
+        needed_from = self._session.needed_from
         await self._accept(outputs)
+        self._needed_from = needed_from
+
+    @property
+    def settled(self) -> int:
+        """One past the last sample whose results, if there are any, the sink has delivered: nobody needs it again."""
+        if not self._services.sink.waiting:
+            self._settled = min([self._needed_from, *self._finals])
+        return self._settled
 
     async def finalize(self) -> None:
         """Ends open utterances at the client's request; the stream goes on."""
@@ -123,9 +140,10 @@ class Call:
     async def run(self) -> None:
         """Scores and publishes until the stream is closed and everything accepted is done."""
         try:
-            async with asyncio.TaskGroup() as self._group:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
                 while (utterance := await self._next()) is not None:
-                    await self._score(utterance)
+                    await self._score(utterance, group)
                 self._forget_ahead(self._ahead)
         except ExceptionGroup as failed:
             raise failed.exceptions[0] from None  # work ahead raises nothing: this is ours
@@ -149,7 +167,11 @@ class Call:
                 continue
             async with self._changed:
                 if output.final:
+                    self._services.scorer.accept(self.info, output)
+                    if self._interim is not None:
+                        self._interim.cancel()
                     self.totals = replace(self.totals, utterances=self.totals.utterances + 1)
+                    self._finals.append(output.start)
                     # Once scoring failed nothing makes room any more: waiting for it would hold the stream for ever.
                     await self._changed.wait_for(lambda: self._final_count() < _MAX_WAITING_FINALS or not self._scoring)
                 self._drop_interims_of(output.channel)
@@ -174,7 +196,9 @@ class Call:
             await self._changed.wait_for(lambda: bool(self._waiting) or self._closed)
             if not self._waiting:
                 return None
-            utterance = self._waiting.popleft()
+            turn = next((n for n, waiting in enumerate(self._waiting) if waiting.final), 0)
+            utterance = self._waiting[turn]
+            del self._waiting[turn]
             self._changed.notify_all()
             return utterance
 
@@ -215,27 +239,39 @@ class Call:
     def _history(self, utterance: Utterance) -> History:
         return self._histories.get(utterance.channel, NO_HISTORY)
 
-    async def _score(self, utterance: Utterance) -> None:
+    async def _score(self, utterance: Utterance, group: asyncio.TaskGroup) -> None:
+        if utterance.final:
+            await self._score_final(utterance)
+            return
+        self._interim = group.create_task(self._score_interim(utterance), name="interim")
+        await asyncio.wait({self._interim})
+        if self._interim.cancelled():
+            self._count_dropped(1)
+        self._interim = None
+
+    async def _score_final(self, utterance: Utterance) -> None:
+        try:
+            scores = await self._scores_of(utterance)  # a scorer must never refuse finals
+        except UpstreamError as error:
+            self._notify(wire.error("model_failed", f"utterance {utterance.index}: {error}"))
+            raise
+        self.totals = replace(self.totals, finals=self.totals.finals + 1)
+        self._histories[utterance.channel] = scores.history
+        self._scored[utterance.channel] = utterance.index + 1
+        self._publish(utterance, scores)
+        self._finals.remove(utterance.start)
+
+    async def _score_interim(self, utterance: Utterance) -> None:
         try:
             scores = await self._scores_of(utterance)
-        except CapacityError:
-            if utterance.final:
-                raise  # a scorer must never refuse finals
+        except (CapacityError, UpstreamError):
             self._count_dropped(1)
             return
-        except UpstreamError as error:
-            if utterance.final:
-                self._notify(wire.error("model_failed", f"utterance {utterance.index}: {error}"))
-                raise
-            self._count_dropped(1)
-            return
+        self.totals = replace(self.totals, interims=self.totals.interims + 1)
+        self._publish(utterance, scores)
+
+    def _publish(self, utterance: Utterance, scores: Scores) -> None:
         event = EmotionEvent(self.info, utterance, scores, now_ms())
-        if utterance.final:
-            self.totals = replace(self.totals, finals=self.totals.finals + 1)
-            self._histories[utterance.channel] = scores.history
-            self._scored[utterance.channel] = utterance.index + 1
-        else:
-            self.totals = replace(self.totals, interims=self.totals.interims + 1)
         self._services.sink.publish(event)
         self._notify(wire.emotion_message(event))
 

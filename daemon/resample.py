@@ -65,6 +65,8 @@ class AudioDecoder:
             )
         if channels not in CHANNELS:
             raise PeerError("bad_channels", f"channels {channels} is not 1 or 2", CLOSE_UNSUPPORTED)
+        self.frame_bytes = ENCODINGS[encoding] * channels
+        """Of one sample of every channel."""
         self._encoding = encoding
         self._channels = channels
         self._resamplers = [StreamResampler(sample_rate) for _ in range(channels)]
@@ -75,7 +77,7 @@ class AudioDecoder:
         Raises:
             PeerError: if the message holds a part of a sample, or numbers that are not finite.
         """
-        frame = ENCODINGS[self._encoding] * self._channels
+        frame = self.frame_bytes
         if len(data) % frame:
             raise PeerError(
                 "bad_frame",

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +19,21 @@ import uvicorn
 from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from threadpoolctl import threadpool_limits
 
+from daemon.access.assembled import certificate_of, gate_of
+from daemon.access.connections import timed
+from daemon.access.gate import Gate
+from daemon.access.middleware import AccessMiddleware
+from daemon.access.routes import AccessRoutes
+from daemon.access.tls import keep_fresh, tls_context
+from daemon.access.usage import Ledger
+from daemon.audit.assembled import audit_of, note_start, note_stream
 from daemon.batcher import Batcher
 from daemon.calls.alerts import AlertRules
 from daemon.calls.api import CallsApi
@@ -32,18 +42,18 @@ from daemon.calls.tracker import CallTracker
 from daemon.calls.webhook import running_webhook
 from daemon.config import EMBEDDED, Config
 from daemon.embedded import EmbeddedRedis
-from daemon.engine import Engine, load_models, running_engine
+from daemon.engine import Models, load_models, running_engine
+from daemon.fleet.serving import Scoring, engine_scoring, running_gateway
 from daemon.headers import SecurityHeaders
 from daemon.interfaces import Sink
 from daemon.listening import bound
 from daemon.messages import AlertEvent, EmotionEvent, Event
 from daemon.metrics import Metrics
-from daemon.pipeline import Notify, Services
-from daemon.request import StreamRequest
+from daemon.pipeline import Services
 from daemon.sinks.journal import check_directory
-from daemon.sinks.redis import RedisSink, StreamSettings
+from daemon.sinks.redis import RedisSink
 from daemon.sinks.spool import Spool
-from daemon.streams import Stream, StreamRules, Streams
+from daemon.streams import Stream, StreamRules, Streams, cancelled
 from daemon.transports.audiohook import AudioHookDialect
 from daemon.transports.audiohook_signature import AudioHookKeys
 from daemon.transports.deepgram import DeepgramDialect
@@ -53,12 +63,14 @@ from daemon.transports.native import NativeDialect
 from daemon.transports.telnyx import TelnyxDialect
 from daemon.transports.twilio import TwilioAccess, TwilioDialect
 from daemon.transports.websocket import WebSocketDoor
+from daemon.transports.whip.cross_origin import Origins
 from daemon.transports.whip.resource import WhipDoor
-from model.segmenter import Endpointing
 
 _log = logging.getLogger(__name__)
 
 _WEB = os.path.join(os.path.dirname(__file__), "web")
+_CLIENT = os.path.join(_WEB, "client")
+"""Pages of every site may import it: it is code, and says nothing of us."""
 _DEMO_CALL = os.path.join(os.path.dirname(__file__), "demo", "call.flac")
 
 
@@ -88,25 +100,16 @@ class _CountingSink:
         self._metrics = metrics
         self.start, self.healthy, self.drain, self.close = sink.start, sink.healthy, sink.drain, sink.close
 
+    @property
+    def waiting(self) -> int:
+        return self._sink.waiting
+
     def publish(self, event: Event) -> None:
         if isinstance(event, EmotionEvent):
             self._metrics.scored(event)
         elif isinstance(event, AlertEvent):
             self._metrics.alerted(event)
         self._sink.publish(event)
-
-
-class _Streams(Streams):
-    """Streams whose clients are told of their alerts."""
-
-    def __init__(self, rules: StreamRules, services: Services, metrics: Metrics, calls: CallTracker) -> None:
-        super().__init__(rules, services, metrics)
-        self._calls = calls
-
-    def open(self, request: StreamRequest, notify: Notify, endpointing: Endpointing | None = None) -> Stream:
-        stream = super().open(request, notify, endpointing)
-        self._calls.listen(stream.info.session, stream.notify)
-        return stream
 
 
 @asynccontextmanager
@@ -117,29 +120,59 @@ async def running_daemon(config: Config) -> AsyncIterator[Daemon]:
         ConfigError: if something that the configuration names is not there.
     """
     settings = config.engine_settings()
-    models = await asyncio.to_thread(load_models, config.bundle, settings)
+    gate = gate_of(config)
+    models = None if config.role == "gateway" else await asyncio.to_thread(load_models, config.bundle, settings)
     metrics = Metrics()
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(threadpool_limits(1))  # NumPy's own threads only get in the way of ours
         url = await _redis_url(config, stack)
+        audit = await stack.enter_async_context(audit_of(config, url, metrics))
         sink = _CountingSink(_redis_sink(config, url), metrics)
         stack.push_async_callback(sink.close)
         await sink.start()
-        engine = await stack.enter_async_context(running_engine(models, settings))
+        scoring = await _scoring(config, metrics, models, stack)
+        note_start(audit, config, scoring.bundle.id)
         compute = stack.enter_context(ThreadPoolExecutor(os.cpu_count() or 2, thread_name_prefix="vad"))
         deliver = await stack.enter_async_context(running_webhook(config.alerts.webhook(), metrics.webhooked))
-        calls = CallTracker(sink, _alert_rules(config, engine), deliver)
-        streams = _Streams(_rules(config, engine), Services(engine, calls, compute), metrics, calls)
-        board = await stack.enter_async_context(running_board(url, streams.drained, metrics.dashboard_dropped.inc))
-        _watch(metrics, engine.asr)
-        _watch(metrics, engine.emotion)
-        app = _app(streams, sink, metrics, engine.bundle_id, [*_doors(streams, config), *CallsApi(board).routes()])
-        yield Daemon(app, streams, sink, url, engine.bundle_id)
+        calls = CallTracker(sink, _alert_rules(config, scoring), deliver)
+        services = Services(scoring.scorer, calls, compute)
+
+        def opened(stream: Stream) -> None:
+            calls.listen(stream.info.session, stream.notify)
+            note_stream(audit, stream, streams.rules.policy)
+
+        streams = Streams(_rules(config, scoring), services, metrics, scoring.wait_s, opened)
+        watched = running_board(url, streams.drained, metrics.dashboard_dropped.inc, config.stream_settings())
+        board = await stack.enter_async_context(watched)
+
+        def refused(code: str) -> None:
+            metrics.peer_errors.labels(code).inc()
+            audit.tally("refused", code=code)
+
+        access = AccessRoutes(gate, config.access.token_ttl_s, config.access.session_ttl_s)
+        routes = [*_doors(streams, config), *access.routes(), *CallsApi(board, audit).routes()]
+        app = _app(streams, _problems(sink, scoring), metrics, scoring.bundle.id, routes, _guard(config, gate, refused))
+        yield Daemon(app, streams, sink, url, scoring.bundle.id)
+
+
+async def _scoring(
+    config: Config, metrics: Metrics, models: Models | None, stack: contextlib.AsyncExitStack
+) -> Scoring:
+    """Models of our own, or workers elsewhere."""
+    if models is None:
+        return await stack.enter_async_context(running_gateway(config, metrics))
+    engine = await stack.enter_async_context(running_engine(models, config.engine_settings()))
+    _watch(metrics, engine.asr)
+    _watch(metrics, engine.emotion)
+    return engine_scoring(engine)
 
 
 def _watch(metrics: Metrics, batcher: Batcher[Any, Any]) -> None:
     name = batcher.name
     metrics.watch(f"medusa_{name}_queue_depth", f"Items that wait for the {name} model", lambda: batcher.depth)
+    metrics.watch(
+        f"medusa_{name}_load", f"Share of the last seconds in which the {name} model ran", lambda: batcher.load
+    )
     metrics.watch(f"medusa_{name}_batches", f"Batches of the {name} model", lambda: batcher.counts.batches)
     metrics.watch(f"medusa_{name}_items", f"Items of the {name} model", lambda: batcher.counts.items)
 
@@ -155,28 +188,31 @@ async def _redis_url(config: Config, stack: contextlib.AsyncExitStack) -> str:
 def _redis_sink(config: Config, url: str) -> RedisSink:
     s = config.streams
     spool = Spool(s.spool_dir, memory_limit=s.spool_memory, disk_limit=s.spool_disk)
-    return RedisSink(url, spool=spool, settings=StreamSettings(maxlen=s.maxlen, call_ttl_s=s.call_ttl_s))
+    return RedisSink(url, spool=spool, settings=config.stream_settings())
 
 
-def _alert_rules(config: Config, engine: Engine) -> AlertRules:
-    trained = engine.models.bundle.manifest.ensemble.trained_classes
+def _alert_rules(config: Config, scoring: Scoring) -> AlertRules:
+    trained = scoring.bundle.spec.trained_classes
     return AlertRules((rule.rule() for rule in config.alerts.rules), trained)
 
 
-def _rules(config: Config, engine: Engine) -> StreamRules:
-    ensemble = engine.models.bundle.manifest.ensemble
+def _rules(config: Config, scoring: Scoring) -> StreamRules:
+    ensemble = scoring.bundle.spec
     return StreamRules(
-        bundle_id=engine.bundle_id,
+        bundle_id=scoring.bundle.id,
         trained_classes=ensemble.trained_classes,
         trained_attributes=ensemble.trained_attributes,
-        languages=engine.models.languages,
+        languages=scoring.languages,
         endpointing=config.endpointing_rules(),
         interim_ms=config.interim_ms,
         ahead_silence_ms=config.ahead_silence_ms,
         max_streams=config.limits.max_streams,
+        max_wait_s=config.limits.max_wait_ms / 1000,
         max_message_bytes=config.limits.max_message_bytes,
         idle_timeout_s=config.limits.idle_timeout_s,
+        resume_window_s=config.limits.resume_window_s,
         outbox=config.limits.outbox,
+        policy=config.call_policy(),
     )
 
 
@@ -199,19 +235,42 @@ def _doors(streams: Streams, config: Config) -> list[BaseRoute]:
     }
     # Starlette takes a callable object for a whole ASGI app, a method for an endpoint.
     sockets = [WebSocketRoute(path, WebSocketDoor(streams, dialect).__call__) for path, dialect in dialects.items()]
-    return [*sockets, *WhipDoor(streams, config.webrtc.rules()).routes()]
+    return [*sockets, *WhipDoor(streams, config.whip_rules()).routes()]
 
 
 def _plain(secret: SecretStr | None) -> str | None:
     return None if secret is None else secret.get_secret_value()
 
 
-def _app(streams: Streams, sink: Sink, metrics: Metrics, bundle_id: str, doors: list[BaseRoute]) -> Starlette:
+def _guard(config: Config, gate: Gate, refused: Callable[[str], None]) -> Middleware:
+    """In front of every handler. Refusals are told of by code, of which there are few, whatever peers send."""
+    return Middleware(
+        AccessMiddleware,
+        gate=gate,
+        ledger=Ledger(time.time),
+        denied=refused,
+        whip_origins=Origins(config.whip_rules().allowed_origins),
+        max_header_bytes=config.limits.max_header_bytes,
+    )
+
+
+def _problems(sink: Sink, scoring: Scoring) -> Callable[[], str | None]:
+    return lambda: sink.healthy() or scoring.problem()
+
+
+def _app(
+    streams: Streams,
+    problems: Callable[[], str | None],
+    metrics: Metrics,
+    bundle_id: str,
+    routes: list[BaseRoute],
+    guard: Middleware,
+) -> Starlette:
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "alive", "model": bundle_id})
 
     async def ready(_: Request) -> Response:
-        problem = "shutting down" if streams.draining else sink.healthy()
+        problem = "shutting down" if streams.draining else problems()
         return JSONResponse({"ready": problem is None, "problem": problem}, 200 if problem is None else 503)
 
     async def metrics_page(_: Request) -> Response:
@@ -221,13 +280,16 @@ def _app(streams: Streams, sink: Sink, metrics: Metrics, bundle_id: str, doors: 
         return FileResponse(_DEMO_CALL, media_type="audio/flac")
 
     return Starlette(
-        middleware=[Middleware(SecurityHeaders)],
+        middleware=[Middleware(SecurityHeaders), guard],
         routes=[
-            *doors,
+            *routes,
             Route("/health", health),
             Route("/ready", ready),
             Route("/metrics", metrics_page),
             Route("/demo/call.flac", demo_call),
+            Mount(
+                "/client", StaticFiles(directory=_CLIENT), middleware=[Middleware(CORSMiddleware, allow_origins=["*"])]
+            ),
             Mount("/", StaticFiles(directory=_WEB, html=True)),
         ],
     )
@@ -263,14 +325,21 @@ async def serve(
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
     with bound(config) as listening:
         check_directory(config.streams.spool_dir)
+        if config.insecure and not config.access.required:
+            _log.warning("nobody needs a key: whoever reaches %s may stream, read and delete calls", config.host)
         return await _serve_on(listening, config, on_ready, stop)
 
 
 async def _serve_on(
     listening: socket.socket, config: Config, on_ready: Callable[[Daemon, int], None], stop: asyncio.Event
 ) -> int:
-    async with running_daemon(config) as daemon:
-        server = _Uvicorn(_uvicorn_config(config, daemon.app))
+    certificate = certificate_of(config)
+    tls = None if certificate is None else tls_context(certificate)
+    async with running_daemon(config) as daemon, contextlib.AsyncExitStack() as stack:
+        if certificate is not None and tls is not None:
+            renewing = asyncio.create_task(keep_fresh(tls, certificate), name="certificate")
+            stack.push_async_callback(cancelled, renewing)
+        server = _Uvicorn(_uvicorn_config(config, daemon.app, tls))
         serving = asyncio.create_task(server.serve([listening]))
         while not server.started and not serving.done():  # noqa: ASYNC110  # uvicorn has no event for it
             await asyncio.sleep(0.01)
@@ -300,12 +369,15 @@ def _no_denial(record: logging.LogRecord) -> bool:
     return "without completing handshake" not in record.getMessage()
 
 
-def _uvicorn_config(config: Config, app: Starlette) -> uvicorn.Config:
+def _uvicorn_config(config: Config, app: Starlette, tls: ssl.SSLContext | None) -> uvicorn.Config:
     logging.getLogger("uvicorn.error").addFilter(_no_denial)
     return uvicorn.Config(
         app,
         host=config.host,
         port=config.port,
+        http=timed(config.limits.request_timeout_s),
+        h11_max_incomplete_event_size=config.limits.max_header_bytes,
+        ssl_context_factory=None if tls is None else lambda *_: tls,
         ws="websockets-sansio",
         ws_max_size=config.limits.max_message_bytes + 1,
         ws_per_message_deflate=False,

@@ -92,6 +92,11 @@ class ChannelStream:
         """Samples received so far."""
         return self._buffer_start + len(self._buffer)
 
+    @property
+    def needed_from(self) -> int:
+        """The first sample that a later output can still refer to."""
+        return min(self._segmenter.needed_from, self._stepped)
+
     def feed(self, samples: Samples) -> list[Output]:
         """Takes the next samples, `float32 [T]`, and gives what they complete."""
         self._buffer = np.concatenate([self._buffer, samples])
@@ -158,26 +163,54 @@ class ChannelStream:
         return Utterance(self._channel, self._index, start, end, audio, interim, decided)
 
     def _release(self) -> None:
-        drop = min(self._segmenter.needed_from, self._stepped) - self._buffer_start
+        drop = self.needed_from - self._buffer_start
         if drop > 0:
             self._buffer = self._buffer[drop:].copy()
             self._buffer_start += drop
+
+
+class UnheardChannel:
+    """A channel that is not analysed: its samples are counted, so that the stream's totals are true, and dropped."""
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    @property
+    def needed_from(self) -> int:
+        """Nothing refers to its samples."""
+        return self.received
+
+    def feed(self, samples: Samples) -> list[Output]:
+        """Counts the next samples, `float32 [T]`."""
+        self.received += len(samples)
+        return []
+
+    def finish(self) -> list[Output]:
+        """There is nothing to end."""
+        return []
+
+    close = finish
 
 
 class Session:
     """All channels of one stream. One call at a time: whoever runs it in threads waits for one before the next.
 
     Args:
-        detectors: one per channel.
+        detectors: one per channel; None for a channel that is not analysed.
         endpointing: when speech begins and ends.
         previews: what is given before an utterance is complete; nothing if not said.
     """
 
     def __init__(
-        self, detectors: Sequence[SpeechProbabilities], endpointing: Endpointing, previews: Previews | None = None
+        self,
+        detectors: Sequence[SpeechProbabilities | None],
+        endpointing: Endpointing,
+        previews: Previews | None = None,
     ) -> None:
         self._channels = [
-            ChannelStream(channel, detector, endpointing, previews or Previews())
+            UnheardChannel()
+            if detector is None
+            else ChannelStream(channel, detector, endpointing, previews or Previews())
             for channel, detector in enumerate(detectors)
         ]
 
@@ -185,6 +218,11 @@ class Session:
     def received(self) -> int:
         """Samples received on the longest channel."""
         return max(channel.received for channel in self._channels)
+
+    @property
+    def needed_from(self) -> int:
+        """The first sample that a later output of any channel can still refer to."""
+        return min(channel.needed_from for channel in self._channels)
 
     def feed(self, channels: Sequence[Samples]) -> list[Output]:
         """Takes the next samples of every channel.

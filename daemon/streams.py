@@ -7,17 +7,21 @@ ends a stream - a close, a mistake, a vanished client, our own shutdown - the au
 import asyncio
 import contextlib
 import logging
+import secrets
 import uuid
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
 from daemon import wire
+from daemon.access.usage import UNLIMITED, Account
 from daemon.errors import (
     CLOSE_GOING_AWAY,
     CLOSE_INTERNAL,
     CLOSE_NORMAL,
+    CLOSE_POLICY,
     CLOSE_UNSUPPORTED,
     CapacityError,
     PeerError,
@@ -25,12 +29,17 @@ from daemon.errors import (
 )
 from daemon.messages import CallInfo
 from daemon.metrics import Metrics
+from daemon.parking import Parking
 from daemon.pipeline import Call, Notify, Services
+from daemon.policy import EVERYTHING, Policy
 from daemon.request import StreamRequest
 from daemon.session import Previews, Session
-from model.audio import Samples, samples_from_ms
+from model.audio import SAMPLE_RATE_HZ, Samples, samples_from_ms
 from model.segmenter import Endpointing
 from model.vad import SpeechDetector
+
+_SETTLED_STEP: Final = SAMPLE_RATE_HZ
+"""Audio after which a client is told again how much of it is settled."""
 
 GOODBYE_S: Final = 5.0
 """How long the last messages of a stream may take to a client that is slow."""
@@ -49,9 +58,12 @@ class StreamRules:
         interim_ms: default distance of interim results.
         ahead_silence_ms: silence after which an utterance is scored ahead; 0 for never.
         max_streams: streams at a time.
+        max_wait_s: no stream is admitted while finals wait longer for the engine.
         max_message_bytes: of one message.
         idle_timeout_s: without any message.
+        resume_window_s: how long a stream waits for a client that lost its connection; 0 never waits.
         outbox: messages that may wait for a slow reader.
+        policy: whose audio is analysed.
     """
 
     bundle_id: str
@@ -62,9 +74,12 @@ class StreamRules:
     interim_ms: int
     ahead_silence_ms: int
     max_streams: int
+    max_wait_s: float
     max_message_bytes: int
     idle_timeout_s: float
+    resume_window_s: float
     outbox: int
+    policy: Policy = EVERYTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,19 +118,37 @@ class _Stopping:
 class Streams:
     """All streams of the process.
 
+    Args:
+        rules: what streams share.
+        services: the engine, the sink and the threads that they share.
+        metrics: counts them.
+        wait_s: how long finals waited lately for the engine.
+        opened: told of every stream that begins.
+
     Attributes:
         rules: what streams share.
         metrics: counts them.
+        parking: those without a connection.
     """
 
-    def __init__(self, rules: StreamRules, services: Services, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        rules: StreamRules,
+        services: Services,
+        metrics: Metrics,
+        wait_s: Callable[[], float] = lambda: 0.0,
+        opened: Callable[["Stream"], None] = lambda stream: None,
+    ) -> None:
         self.rules = rules
+        self._wait_s = wait_s
+        self._opened = opened
         self.metrics = metrics
         self._services = services
         self._open = 0
         self._all_closed = asyncio.Event()
         self._all_closed.set()
         self._stopping = _Stopping()
+        self.parking = Parking(rules.resume_window_s, self.drained, self._left)
 
     @property
     def draining(self) -> bool:
@@ -134,23 +167,44 @@ class Streams:
         self._stopping.draining.set()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._all_closed.wait(), timeout_s)
-        late = self._open
+        late = self._open + len(self.parking)
         self._stopping.giving_up.set()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._all_closed.wait(), 3 * GOODBYE_S)
         return late
 
     @contextmanager
-    def admitted(self) -> Iterator[None]:
+    def admitted(self, account: Account = UNLIMITED) -> Iterator[None]:
         """A place for one connection, from its first byte to its last.
+
+        Args:
+            account: of whoever asks for it.
 
         Raises:
             CapacityError: if there is none; nothing was accepted.
         """
-        if self._open >= self.rules.max_streams or self.draining:
+        if (problem := self._full()) is not None:
             self.metrics.refused.inc()
-            reason = "the server is shutting down" if self.draining else f"{self._open} streams are open, the limit"
-            raise CapacityError(f"{reason}: come back later")
+            raise CapacityError(f"{problem}: come back later")
+        with contextlib.ExitStack() as place:
+            try:
+                place.enter_context(account.stream())
+            except CapacityError:
+                self.metrics.refused.inc()
+                raise
+            yield from self._counted()
+
+    def _full(self) -> str | None:
+        """Why no stream is admitted now: one more must not make those wrong that are here."""
+        if self.draining:
+            return "the server is shutting down"
+        if self._open >= self.rules.max_streams:
+            return f"{self._open} streams are open, the limit"
+        if (wait_s := self._wait_s()) > self.rules.max_wait_s:
+            return f"results wait {wait_s:.1f} s for the engine, more than {self.rules.max_wait_s:g} s"
+        return None
+
+    def _counted(self) -> Iterator[None]:
         self._open += 1
         self._all_closed.clear()
         self.metrics.streams.set(self._open)
@@ -160,16 +214,26 @@ class Streams:
         finally:
             self._open -= 1
             self.metrics.streams.set(self._open)
-            if self._open == 0:
-                self._all_closed.set()
+            self._left()
 
-    def open(self, request: StreamRequest, notify: Notify, endpointing: Endpointing | None = None) -> "Stream":
+    def _left(self) -> None:
+        if self._open == 0 and not len(self.parking):
+            self._all_closed.set()
+
+    def open(
+        self,
+        request: StreamRequest,
+        notify: Notify,
+        endpointing: Endpointing | None = None,
+        account: Account = UNLIMITED,
+    ) -> "Stream":
         """Begins a stream; it must be finished.
 
         Args:
             request: what the client asks for.
             notify: hands a message to the client; never blocks.
             endpointing: another than everybody's.
+            account: of whoever streams; it counts the audio.
 
         Raises:
             PeerError: if it cannot be served.
@@ -178,9 +242,17 @@ class Streams:
         info = self._info(request)
         interim_ms = rules.interim_ms if request.interim_ms is None else request.interim_ms
         previews = Previews(samples_from_ms(interim_ms), samples_from_ms(rules.ahead_silence_ms))
-        session = Session([SpeechDetector() for _ in info.roles], endpointing or rules.endpointing, previews)
-        stream = Stream(info, session, self._services, notify, self._stopping.giving_up)
-        stream.notify(wire.session_created(info, rules.trained_classes, rules.trained_attributes))
+        analyzed = rules.policy.analyzed(info.roles)
+        detectors = [SpeechDetector() if role in analyzed else None for role in info.roles]
+        session = Session(detectors, endpointing or rules.endpointing, previews)
+        stream = Stream(info, session, self._services, notify, self._stopping.giving_up, account)
+        token = stream.resumable(rules.outbox) if request.resume and rules.resume_window_s else None
+        classes, attributes = rules.trained_classes, rules.trained_attributes
+        stream.notify(wire.session_created(info, classes, attributes, token, rules.resume_window_s))
+        if unheard := [role for role in info.roles if role not in analyzed]:
+            roles = ", ".join(unheard)
+            stream.notify(wire.warning("not_analyzed", f"not analysed here, there will be no results of: {roles}"))
+        self._opened(stream)
         return stream
 
     def _info(self, request: StreamRequest) -> CallInfo:
@@ -207,15 +279,31 @@ class Stream:
 
     Attributes:
         info: who it is.
+        owner: name of whoever streams.
+        token: with which its client may come back, None if it may not.
+        ended: how it ended, None while it lasts.
         scoring: ends early if a model fails, or when the process gives up.
     """
 
     def __init__(
-        self, info: CallInfo, session: Session, services: Services, notify: Notify, giving_up: asyncio.Event
+        self,
+        info: CallInfo,
+        session: Session,
+        services: Services,
+        notify: Notify,
+        giving_up: asyncio.Event,
+        account: Account,
     ) -> None:
         self.info = info
-        self._notify = notify
+        self.owner = account.name
+        self._meter = account.meter()
+        self._notify: Notify | None = notify
         self._seq = 0
+        self._sent: deque[wire.Message] = deque(maxlen=0)
+        """The latest messages, for a client that comes back."""
+        self._settled = 0
+        self.token: str | None = None
+        self.ended: Ending | None = None
         self._call = Call(info, session, services, self.notify)
         self._log = logging.LoggerAdapter(logging.getLogger(__name__), {"session": info.session})
         self._call.started()
@@ -224,16 +312,56 @@ class Stream:
 
     def notify(self, message: wire.Message) -> None:
         """Tells the client something; numbers it."""
-        self._notify(message | {"seq": self._seq})
+        numbered = message | {"seq": self._seq}
         self._seq += 1
+        self._sent.append(numbered)
+        if self._notify is not None:
+            self._notify(numbered)
+
+    def resumable(self, kept: int) -> str:
+        """Has the stream go on if its client loses the connection; gives the token for coming back.
+
+        Args:
+            kept: messages for a client that comes back.
+        """
+        self._sent = deque(maxlen=kept)
+        self.token = secrets.token_urlsafe(24)
+        return self.token
+
+    def detach(self) -> None:
+        """Has no connection from here on."""
+        self._notify = None
+
+    def attach(self, notify: Notify, after: int, received: int) -> None:
+        """Speaks to another connection, beginning with what came behind message `after`.
+
+        Args:
+            notify: hands a message to the client; never blocks.
+            after: `seq` of the last message that the client has, -1 for none.
+            received: audio taken so far, in the client's samples.
+        """
+        behind = [message for message in self._sent if message["seq"] > after]
+        missed = max(0, self._seq - after - 1 - len(behind))
+        for message in behind:
+            notify(message)
+        if self.ended is None:
+            self._notify = notify
+            # About this connection alone: not numbered, or the next connection would be told of it again.
+            notify(wire.session_resumed(self.info, received, missed) | {"seq": self._seq - 1})
 
     async def feed(self, channels: Sequence[Samples]) -> None:
         """Takes the next samples `float32 [T]` at 16 kHz of every channel; waits while too much waits to be scored.
 
         Raises:
             ValueError: if the number of channels is not the stream's.
+            PeerError: if whoever streams has had as much audio as it may have; these samples are not taken.
         """
+        if channels and (problem := self._meter.problem(len(channels[0]))) is not None:
+            raise PeerError("quota", problem, CLOSE_POLICY)
         await self._call.feed(channels)
+        if self.token is not None and (settled := self._call.settled) >= self._settled + _SETTLED_STEP:
+            self._settled = settled
+            self.notify(wire.audio_settled(settled))
 
     async def finalize(self) -> None:
         """Ends open utterances; the stream goes on."""
@@ -259,6 +387,7 @@ class Stream:
             self.notify(wire.error(ending.error.code, ending.error.message))
         call.ended(ending.reason, failed=ending.code == CLOSE_INTERNAL)
         self.notify(wire.session_closed(call.totals, ending.reason))
+        self.ended = Ending(ending.reason, ending.code)
         self._giving_up.cancel()
         self._log.info("stream ended: %s, %d utterances", ending.reason, call.totals.finals)
         return ending

@@ -228,8 +228,22 @@ def totals_message(totals: Totals) -> dict[str, int | float]:
     }
 
 
-def session_created(info: CallInfo, trained_classes: tuple[str, ...], trained_attributes: tuple[str, ...]) -> Message:
-    """`session.created`: the stream was accepted."""
+def session_created(
+    info: CallInfo,
+    trained_classes: tuple[str, ...],
+    trained_attributes: tuple[str, ...],
+    resume: str | None = None,
+    resume_window_s: float = 0.0,
+) -> Message:
+    """`session.created`: the stream was accepted.
+
+    Args:
+        info: the stream.
+        trained_classes: of the bundle.
+        trained_attributes: of the bundle.
+        resume: token with which the client may go on after a lost connection, None if it did not ask.
+        resume_window_s: for how long.
+    """
     return {
         "type": "session.created",
         "session": info.session,
@@ -238,7 +252,29 @@ def session_created(info: CallInfo, trained_classes: tuple[str, ...], trained_at
         "roles": list(info.roles),
         "trained_classes": list(trained_classes),
         "trained_attributes": list(trained_attributes),
+        "resume": resume,
+        "resume_window_ms": round(resume_window_s * 1000) if resume else 0,
     }
+
+
+def session_resumed(info: CallInfo, received: int, missed: int) -> Message:
+    """`session.resumed`: the stream goes on with this connection, behind the messages that it had not got.
+
+    Args:
+        info: the stream.
+        received: samples per channel taken so far, as the client counts them: it goes on with the next one.
+        missed: messages that are not kept any more; finals among them are in Redis.
+    """
+    return {"type": "session.resumed", "session": info.session, "received": received, "missed": missed}
+
+
+def audio_settled(settled: int) -> Message:
+    """`audio.settled`: whatever becomes of us, audio before this will not be needed again.
+
+    Args:
+        settled: one past the last such sample, at 16 kHz.
+    """
+    return {"type": "audio.settled", "settled_ms": ms_from_samples(settled)}
 
 
 def speech_started(channel: int, role: str, start: int) -> Message:

@@ -118,10 +118,22 @@ class Whisper:
         return EncodedBatch(tuple(audio), trimmed, storage)
 
     def transcribe(self, batch: EncodedBatch, language: str | None = None) -> list[Transcript]:
-        """The words of an encoded batch, decoded greedily.
+        """The words of an encoded batch, those that look wrong heard again.
 
-        A decode that looks wrong is done again over the full 30 s window, alone; that window serves the words only,
-        never the emotion features.
+        Args:
+            batch: what `encode` returned.
+            language: ISO 639-1 code; None detects it where the model is multilingual.
+
+        Raises:
+            ValueError: if the model does not know the language.
+        """
+        return [
+            transcript if transcript.trusted else self.transcribe_again(samples, language)
+            for transcript, samples in zip(self.transcribe_once(batch, language), batch.audio, strict=True)
+        ]
+
+    def transcribe_once(self, batch: EncodedBatch, language: str | None = None) -> list[Transcript]:
+        """The words of an encoded batch, decoded greedily; those that are not trusted are for `transcribe_again`.
 
         Args:
             batch: what `encode` returned.
@@ -131,13 +143,18 @@ class Whisper:
             ValueError: if the model does not know the language.
         """
         longest = bucket_length(len(batch.audio[0])) - BUCKET_MARGIN  # of the bucket, not of the neighbours
-        transcripts = self._decode(batch.storage, batch.audio, language, longest)
-        return [
-            transcript if transcript.trusted else self._transcribe_long(samples, language)
-            for transcript, samples in zip(transcripts, batch.audio, strict=True)
-        ]
+        return self._decode(batch.storage, batch.audio, language, longest)
 
-    def _transcribe_long(self, samples: Samples, language: str | None) -> Transcript:
+    def transcribe_again(self, samples: Samples, language: str | None = None) -> Transcript:
+        """The words of one utterance over the full 30 s window, which serves the words only, never the emotion features.
+
+        Args:
+            samples: the utterance.
+            language: as for `transcribe_once`.
+
+        Raises:
+            ValueError: if the model does not know the language.
+        """
         _, storage = self._encode_padded([samples], WHISPER_WINDOW)
         return self._decode(storage, [samples], language, len(samples))[0]
 

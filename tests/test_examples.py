@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import pytest
 
-from daemon.asr import AsrItem, Heard
+from daemon.asr import AsrItem, Heard, Task
 from daemon.config import DEFAULT_BUNDLE
 from daemon.emotion import EmotionItem
 from daemon.engine import EngineSettings, Models, load_models
@@ -73,7 +73,7 @@ def models() -> Models:
 
 def expected(audio: Samples, text: str) -> Posteriors:
     """What the daemon's own models say of an utterance with these words."""
-    (heard,) = models().asr([AsrItem(audio, None, words=False)])
+    (heard,) = models().asr([AsrItem(audio, None, Task.FEATURES)])
     words = Transcript(text, "en", 0.0, 0.0, trusted=True) if text else None
     (scored,) = models().emotion([EmotionItem(audio, Heard(heard.frames, words))])
     return scored.posteriors

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from functools import wraps
 from typing import Final
 
@@ -12,6 +12,8 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from daemon.access.usage import account_of
+from daemon.audit.entries import UNAUDITED, Auditor
 from daemon.calls.board import MAX_ROWS, Board, now_ms
 from daemon.calls.view import timeline
 from daemon.channel import Closed
@@ -26,10 +28,16 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class CallsApi:
-    """The routes over one board."""
+    """The routes over one board.
 
-    def __init__(self, board: Board) -> None:
+    Args:
+        board: the calls.
+        audit: is told who read what, and who deleted.
+    """
+
+    def __init__(self, board: Board, audit: Auditor = UNAUDITED) -> None:
         self._board = board
+        self._audit = audit
 
     def routes(self) -> list[Route]:
         """For the application."""
@@ -49,6 +57,7 @@ class CallsApi:
         """Live and recent calls, by what needs attention."""
         await self._board.ready()
         limit = _limit(request.query_params.get("limit"))
+        self._audit.tally("calls.listed", who=_who(request))
         return JSONResponse({"calls": self._board.rows(limit)})
 
     async def one(self, request: Request) -> Response:
@@ -58,6 +67,7 @@ class CallsApi:
         state = await self._board.call(name)
         if state is None:
             return _problem(404, f"there is no call {name!r}, or not any more")
+        self._audit.tally("call.read", who=_who(request), call=name)
         return JSONResponse(timeline(state, now_ms()))
 
     async def delete(self, request: Request) -> Response:
@@ -69,6 +79,8 @@ class CallsApi:
             return _problem(409, f"the call {name!r} still lasts: what it says next would be kept again; end it first")
         count = await self._board.store.delete(name)
         self._board.forget(name)
+        if count:
+            self._audit.note("call.deleted", who=_who(request), call=name, entries=str(count))
         return JSONResponse({"call": name, "deleted": count}, 200 if count else 404)
 
     async def stream(self, request: Request) -> Response:
@@ -77,15 +89,23 @@ class CallsApi:
         name = call_id(wanted) if wanted else ""
         await self._board.ready()
         self._board.check_room()
-        return StreamingResponse(self._events(name), media_type="text/event-stream")
+        return StreamingResponse(self._events(name, _who(request)), media_type="text/event-stream")
 
-    async def _events(self, call: str) -> AsyncIterator[bytes]:
-        with self._board.watching(call) as watcher, contextlib.suppress(Closed):
+    async def _events(self, call: str, who: str) -> AsyncIterator[bytes]:
+        with self._board.watching(call) as watcher, self._audited(call, who), contextlib.suppress(Closed):
             while True:
                 try:
                     yield await asyncio.wait_for(watcher.outbox.get(), _HEARTBEAT_S)
                 except TimeoutError:
                     yield b": still here\n\n"
+
+    @contextlib.contextmanager
+    def _audited(self, call: str, who: str) -> Iterator[None]:
+        self._audit.tally("calls.watched", who=who, call=call)
+        try:
+            yield
+        finally:
+            self._audit.tally("calls.left", who=who, call=call)
 
 
 class _BadRequest(Exception):
@@ -103,6 +123,11 @@ def call_id(text: str) -> str:
     except ValidationError as error:
         raise _BadRequest(f"{text!r:.80} is no call id: 1 to 128 letters, digits and any of _.:@- make one") from error
     return text
+
+
+def _who(request: Request) -> str:
+    """The name of who asks."""
+    return account_of(request.scope).name
 
 
 def _limit(text: str | None) -> int:

@@ -22,6 +22,7 @@ from daemon.calls.view import Json, analysis, raised, row, spoken
 from daemon.channel import Channel, Overflow
 from daemon.errors import CapacityError, UpstreamError
 from daemon.events import read_events
+from daemon.sinks.redis import DEFAULT_STREAMS, StreamSettings
 from daemon.wire import DELETED
 
 _log = logging.getLogger(__name__)
@@ -212,6 +213,14 @@ class Board:
             oldest = min(self._calls.values(), key=lambda state: (state.status(now) == "live", state.updated_ms))
             self.forget(oldest.call)
 
+    def _forget_expired(self, now: int) -> None:
+        """What Redis does not keep any more, we do not show any more."""
+        kept_ms = self.store.settings.call_ttl_s * 1000
+        over = [call for call, state in self._calls.items() if state.status(now) != "live"]
+        for call in over:
+            if kept_ms and now - self._calls[call].updated_ms > kept_ms:
+                self.forget(call)
+
     async def _tell_always(self) -> None:
         calmed = 0.0
         loop = asyncio.get_running_loop()
@@ -220,6 +229,7 @@ class Board:
             if loop.time() - calmed >= _CALM_S:
                 calmed = loop.time()
                 now = now_ms()
+                self._forget_expired(now)
                 self._dirty |= {call for call, state in self._calls.items() if state.status(now) == "live"}
             await self._tell()
 
@@ -262,10 +272,13 @@ class Board:
 
 @asynccontextmanager
 async def running_board(
-    url: str, until: Callable[[], Awaitable[None]], dropped: Callable[[], None]
+    url: str,
+    until: Callable[[], Awaitable[None]],
+    dropped: Callable[[], None],
+    settings: StreamSettings = DEFAULT_STREAMS,
 ) -> AsyncIterator[Board]:
-    """A board over the Redis at `url`; see `Board`."""
-    store = CallStore(url)
+    """A board over the Redis at `url`, where streams are kept as `settings` say; see `Board`."""
+    store = CallStore(url, settings)
     try:
         board = Board(store, dropped)
         async with beside(board.run(until()), "dashboard"):

@@ -42,6 +42,11 @@ class CallTracker:
         self.start, self.healthy, self.drain, self.close = sink.start, sink.healthy, sink.drain, sink.close
 
     @property
+    def waiting(self) -> int:
+        """Events that the sink has not delivered yet."""
+        return self._sink.waiting
+
+    @property
     def following(self) -> int:
         """Calls that have not ended."""
         return len(self._calls)

@@ -14,6 +14,11 @@ class MemorySink:
         self.events: list[Event] = []
         self._seen: set[str] = set()
 
+    @property
+    def waiting(self) -> int:
+        """Always 0."""
+        return 0
+
     async def start(self) -> None:
         """Nothing to begin."""
 

@@ -46,7 +46,7 @@ from daemon.wire import redis_fields
 
 _log = logging.getLogger(__name__)
 
-_APPEND: Final = """
+APPEND: Final = """
 -- KEYS: the stream, then one seen key per entry.
 -- ARGV: longest stream, seconds until the stream expires (0: never), seconds that a seen key lives until we
 --       acknowledge the entry; then per entry the number of its fields and values, and those.
@@ -65,7 +65,7 @@ end
 if ARGV[2] ~= '0' then redis.call('EXPIRE', KEYS[1], ARGV[2]) end
 return #KEYS - 1
 """
-_APPEND_SHA: Final = sha1(_APPEND.encode(), usedforsecurity=False).hexdigest()
+APPEND_SHA: Final = sha1(APPEND.encode(), usedforsecurity=False).hexdigest()
 
 _TIMEOUT_S: Final = 5.0
 """For connecting and for a reply: a Redis that is slower than this counts as away."""
@@ -239,7 +239,7 @@ class RedisSink:
             await self._deliver(batch)
         elif self._problem is not None or self._quiet:
             await self._client.ping()
-            await self._call("EVALSHA", _APPEND_SHA, {})
+            await self._call("EVALSHA", APPEND_SHA, {})
         self._tell(None)
         if not len(self._spool):
             self._arrived.clear()
@@ -257,9 +257,9 @@ class RedisSink:
         for fields in batch:
             for key in self._keys(fields):
                 streams.setdefault(key, []).append(fields)
-        results = await self._call("EVALSHA", _APPEND_SHA, streams)
+        results = await self._call("EVALSHA", APPEND_SHA, streams)
         if any(isinstance(result, NoScriptError) for result in results):
-            results = await self._call("EVAL", _APPEND, streams)
+            results = await self._call("EVAL", APPEND, streams)
         failed = {key: result for key, result in zip(streams, results, strict=True) if isinstance(result, Exception)}
         taken = sum(1 for _ in takewhile(lambda fields: failed.keys().isdisjoint(self._keys(fields)), batch))
         self._spool.ack(taken)

@@ -6,9 +6,10 @@ state of one connection; `daemon.transports.websocket` runs it.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Protocol
 
 from daemon import wire
+from daemon.access import credentials
 from daemon.request import StreamRequest
 from daemon.streams import Ending
 from model.audio import Samples
@@ -16,9 +17,6 @@ from model.segmenter import Endpointing
 
 Frame = str | bytes
 """A text or a binary WebSocket message."""
-
-_SCHEMES: Final = ("token", "bearer")
-"""Of credentials in `Authorization`; browsers, which cannot set headers, offer them as a pair of subprotocols."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +38,7 @@ class Handshake:
     @property
     def credentials(self) -> str | None:
         """The key or token that the client shows; None if it shows none."""
-        scheme, _, token = self.headers.get("authorization", "").partition(" ")
-        if scheme.lower() in _SCHEMES and token.strip():
-            return token.strip()
-        if key := self.headers.get("x-hume-api-key"):
-            return key
-        if len(self.subprotocols) == 2 and self.subprotocols[0].lower() in _SCHEMES:
-            return self.subprotocols[1]
-        return None
+        return credentials.explicit(self.headers, self.subprotocols)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +71,28 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Audio:
-    """The next samples of every channel, `float32 [T]` at 16 kHz."""
+    """The next samples of every channel, `float32 [T]` at 16 kHz.
+
+    Attributes:
+        channels: a row each.
+        received: samples per channel as the client counts them, where a client may resume.
+    """
 
     channels: Sequence[Samples]
+    received: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Go on with a stream that lost its connection, instead of beginning one.
+
+    Attributes:
+        token: of the stream.
+        after: `seq` of the last message that the client has, -1 for none.
+    """
+
+    token: str
+    after: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +114,7 @@ class Close:
     reason: str = "client_closed"
 
 
-Command = Start | Audio | Finalize | Reply | Close
+Command = Start | Resume | Audio | Finalize | Reply | Close
 
 
 class Dialect(Protocol):

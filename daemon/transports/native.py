@@ -6,27 +6,30 @@ binary audio                         ->    speech.started, emotion (interim and 
 {"type":"keep_alive"}                ->
 {"type":"finalize"}                  ->    emotion of what was said so far
 {"type":"close"}, or just a close    ->    the last emotions, session.closed (totals), close 1000
+
+A stream with `resume` outlives its connection: {"type":"resume", "resume": token, "after": seq} on another one goes on with it.
 """
 
 import json
 from collections.abc import Iterable
 
 from daemon import wire
+from daemon.access.credentials import offered_scheme
 from daemon.errors import PeerError
-from daemon.request import StreamRequest, parse_object, request_of_message, request_of_query
+from daemon.request import StreamRequest, parse_object, request_of_message, request_of_query, resume_of_message
 from daemon.resample import AudioDecoder
 from daemon.streams import Ending
-from daemon.transports.dialect import Audio, Close, Command, Finalize, Frame, Handshake, Refusal, Start
+from daemon.transports.dialect import Audio, Close, Command, Finalize, Frame, Handshake, Refusal, Resume, Start
 
 
 class NativeDialect:
     """One connection; see `daemon.transports.dialect.Dialect`."""
 
-    subprotocol: str | None = None
     idle_timeout_s: float | None = None
     client_closes = False
 
     def __init__(self, handshake: Handshake) -> None:
+        self.subprotocol = offered_scheme(handshake.subprotocols)
         self._query = handshake.query
         self._decoder: AudioDecoder | None = None
 
@@ -46,9 +49,11 @@ class NativeDialect:
                     "bad_start",
                     "audio came before the stream's parameters: give them in the query or as a start message",
                 )
-            return [self._start(request_of_message(frame))]
+            if (resume := resume_of_message(frame)) is not None:
+                return [Resume(resume.resume, resume.after)]
+            return [self._start(request_of_message(frame, ignored=("token",)))]
         if isinstance(frame, bytes):
-            return [Audio(self._decoder.decode(frame))]
+            return [Audio(self._decoder.decode(frame), len(frame) // self._decoder.frame_bytes)]
         return _control(frame)
 
     def flush(self) -> Iterable[Command]:
@@ -66,6 +71,22 @@ class NativeDialect:
     def _start(self, request: StreamRequest) -> Command:
         self._decoder = AudioDecoder(request.encoding, request.sample_rate, request.channels)
         return Start(request)
+
+
+def token_of(text: str | None) -> str | None:
+    """The credential in a first message, whether it starts or resumes; None where there is none, or it is no object."""
+    if text is None:
+        return None
+    try:
+        token = parse_object(text).get("token")
+    except PeerError:
+        return None
+    return token if isinstance(token, str) and token else None
+
+
+def told(problem: str) -> Frame:
+    """What a client gets that may not stream, before the close with 1008."""
+    return json.dumps(wire.error("unauthorized", problem) | {"seq": 0}, separators=(",", ":"), ensure_ascii=False)
 
 
 def _control(text: str) -> list[Command]:

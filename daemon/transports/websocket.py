@@ -2,20 +2,46 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, MutableMapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from starlette.responses import PlainTextResponse
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from daemon import wire
+from daemon.access.usage import Account, account_of
 from daemon.channel import Channel, Closed, Overflow
-from daemon.errors import CLOSE_OVERLOADED, CLOSE_POLICY, CLOSE_TOO_BIG, CapacityError, PeerError
+from daemon.errors import (
+    CLOSE_GOING_AWAY,
+    CLOSE_NORMAL,
+    CLOSE_OVERLOADED,
+    CLOSE_POLICY,
+    CLOSE_TOO_BIG,
+    CapacityError,
+    PeerError,
+)
+from daemon.parking import Parked
 from daemon.streams import GOING_AWAY, GOODBYE_S, MODEL_FAILED, SERVER_ERROR, Ending, Stream, Streams, cancelled
-from daemon.transports.dialect import Audio, Close, Command, Dialect, Finalize, Frame, Handshake, Refusal, Reply, Start
+from daemon.transports.dialect import (
+    Audio,
+    Close,
+    Command,
+    Dialect,
+    Finalize,
+    Frame,
+    Handshake,
+    Refusal,
+    Reply,
+    Resume,
+    Start,
+)
 
 _START_TIMEOUT_S: Final = 10.0
 _CLIENT_GONE: Final = Ending("client_gone")
+_CLIENT_LOST: Final = Ending("client_closed", CLOSE_GOING_AWAY)
+"""The connection ended without a goodbye, or a newer one took its stream."""
 _CLIENT_CLOSED: Final = Ending("client_closed")
 _NO_START: Final = Ending("idle", CLOSE_POLICY)
 
@@ -43,11 +69,19 @@ class WebSocketDoor:
         await websocket.accept(dialect.subprotocol)
         with contextlib.ExitStack() as place:
             try:
-                place.enter_context(self._streams.admitted())
+                place.enter_context(self._streams.admitted(account_of(websocket.scope)))
             except CapacityError as error:
                 await _refuse(websocket, dialect, error)
             else:
                 await _Connection(websocket, self._streams, dialect).serve()
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What a connection knew of its stream: how its audio is read, and how much of it was."""
+
+    dialect: Dialect
+    received: int
 
 
 class _Connection:
@@ -58,46 +92,65 @@ class _Connection:
         self._streams = streams
         self._dialect = dialect
         self._stream: Stream | None = None
+        self._received = 0
+        """Samples per channel, as the client counts them."""
+        self._held = contextlib.ExitStack()
+        """That we have the stream."""
         self._outbox: Channel[Frame] = Channel(streams.rules.outbox, Overflow.REJECT)
+        self._interruption: Ending | None = None
+        """What ended the stream beside its own messages."""
+        self._patience: asyncio.Timeout | None = None
+        """Of the message that is waited for."""
 
     async def serve(self) -> None:
         """Runs the connection to its end."""
         writer = asyncio.create_task(self._write(), name="writer")
+        draining = asyncio.create_task(self._streams.drained(), name="draining")
+        writer.add_done_callback(lambda _: self._interrupt(_CLIENT_GONE))
+        draining.add_done_callback(lambda _: self._interrupt(GOING_AWAY))
         ending = SERVER_ERROR
         try:
-            ending = await self._read(writer)
-            if ending.error is None:
+            ending = await self._read()
+            if ending.error is None and not self._may_come_back(ending):
                 await self._execute(self._dialect.flush())
         except PeerError as error:
             ending = Ending.of(error)
         finally:
+            await cancelled(draining)
             await asyncio.shield(self._finish(ending, writer))
 
-    async def _read(self, writer: "asyncio.Task[None]") -> Ending:
+    def _interrupt(self, ending: Ending) -> None:
+        """Ends the stream at the next message boundary. What came first is the reason."""
+        self._interruption = self._interruption or ending
+        if self._patience is not None and not self._patience.expired():
+            self._patience.reschedule(asyncio.get_running_loop().time())
+
+    async def _read(self) -> Ending:
         """Reads until something ends the stream, and says what."""
         loop = asyncio.get_running_loop()
         start_by = loop.time() + _START_TIMEOUT_S
-        draining = asyncio.create_task(self._streams.drained())
+        ending = await self._execute(self._dialect.opening())
+        while ending is None:
+            message = await self._receive(loop.time() + self._idle_timeout_s if self._stream else start_by)
+            if message is None:
+                return self._interruption or self._idle_end()
+            if message["type"] == "websocket.disconnect":
+                return self._disconnected(message.get("code"))
+            ending = await self._execute(self._dialect.receive(self._frame(message)))
+        return ending
+
+    async def _receive(self, deadline: float) -> "MutableMapping[str, Any] | None":
+        """The next message; None if there is none in time, or something else ends the stream."""
+        if self._interruption is not None:
+            return None
         try:
-            ending = await self._execute(self._dialect.opening())
-            while ending is None:
-                stream = self._stream
-                receiving = asyncio.create_task(self._websocket.receive())
-                watched = {receiving, draining, writer} | ({stream.scoring} if stream else set())
-                timeout = self._idle_timeout_s if stream else start_by - loop.time()
-                done, _ = await asyncio.wait(watched, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-                if receiving not in done:
-                    await cancelled(receiving)
-                    return self._silent_end(done, draining, writer)
-                message = receiving.result()
-                if message["type"] == "websocket.disconnect":
-                    return self._disconnected(message.get("code"))
-                ending = await self._execute(self._dialect.receive(self._frame(message)))
-                if ending is None and len(done) > 1:  # a client faster than we read must not hide what else happened
-                    return self._silent_end(done, draining, writer)
-            return ending
+            # One timer, not tasks to wait for: this runs for every message of every stream.
+            async with asyncio.timeout_at(deadline) as self._patience:
+                return await self._websocket.receive()
+        except TimeoutError:
+            return None
         finally:
-            await cancelled(draining)
+            self._patience = None
 
     @property
     def _idle_timeout_s(self) -> float:
@@ -115,7 +168,10 @@ class _Connection:
         """Does what the client asks for; an end, if that is what it asks for."""
         for command in commands:
             if isinstance(command, Start):
-                self._stream = self._streams.open(command.request, self._notify, command.endpointing)
+                self._hold(self._streams.open(command.request, self._notify, command.endpointing, self._account))
+            elif isinstance(command, Resume):
+                if (ended := await self._resume(command)) is not None:
+                    return ended
             elif isinstance(command, Reply):
                 self._outbox.offer(command.frame)
             elif isinstance(command, Close):
@@ -124,6 +180,7 @@ class _Connection:
                 raise PeerError("bad_start", "audio came before the message that begins a stream")
             elif isinstance(command, Audio):
                 await self._stream.feed(command.channels)
+                self._received += command.received
             elif isinstance(command, Finalize):
                 await self._stream.finalize()
             if self._outbox.rejected:
@@ -134,21 +191,60 @@ class _Connection:
                 )
         return None
 
+    @property
+    def _account(self) -> Account:
+        """Whose it is: known before the stream, but maybe not before the first message."""
+        return account_of(self._websocket.scope)
+
+    def _hold(self, stream: Stream) -> None:
+        self._stream = stream
+        stream.scoring.add_done_callback(lambda _: self._interrupt(MODEL_FAILED))
+        if stream.token is not None:
+            let_go = functools.partial(self._interrupt, _CLIENT_LOST)
+            self._held.enter_context(self._streams.parking.connected(stream.token, self._account, let_go))
+
+    async def _resume(self, command: Resume) -> Ending | None:
+        """Goes on with a stream; with one that has ended, says again what its client did not get, and how it ended."""
+        parked = await self._streams.parking.take(command.token, self._account)
+        stream, kept = parked.stream, parked.kept
+        assert isinstance(stream, Stream)  # nobody else parks
+        assert isinstance(kept, _Kept)
+        if stream.ended is None:
+            self._dialect, self._received = kept.dialect, kept.received
+            self._hold(stream)
+        else:
+            self._streams.parking.park(command.token, parked)
+        stream.attach(self._notify, command.after, self._received)
+        return stream.ended
+
+    def _may_come_back(self, ending: Ending) -> bool:
+        stream = self._stream
+        lost = ending in (_CLIENT_LOST, _CLIENT_GONE)
+        return lost and stream is not None and stream.token is not None and not self._streams.draining
+
+    def _park(self, stream: Stream) -> None:
+        """Keeps the stream, if its client may come back, for when it does."""
+        if stream.token is None:
+            return
+
+        async def finish() -> None:
+            with contextlib.suppress(PeerError):
+                for command in self._dialect.flush():
+                    if isinstance(command, Audio):
+                        await stream.feed(command.channels)
+            await stream.finish(GOING_AWAY if self._streams.draining else _CLIENT_GONE)
+
+        kept = _Kept(self._dialect, self._received)
+        parked = Parked(stream, self._account, kept, finish if stream.ended is None else None)
+        self._streams.parking.park(stream.token, parked)
+
     def _disconnected(self, code: object) -> Ending:
         if code == CLOSE_TOO_BIG:  # a message that the WebSocket layer refused before it came to us
             limit = self._streams.rules.max_message_bytes
             return Ending.of(PeerError("too_big", f"over {limit} bytes", CLOSE_TOO_BIG))
-        return _CLIENT_CLOSED
+        return _CLIENT_CLOSED if code in (CLOSE_NORMAL, CLOSE_GOING_AWAY) else _CLIENT_LOST
 
-    def _silent_end(
-        self, done: "set[asyncio.Task[Any]]", draining: "asyncio.Task[None]", writer: "asyncio.Task[None]"
-    ) -> Ending:
-        if draining in done:
-            return GOING_AWAY
-        if writer in done:
-            return _CLIENT_GONE
-        if done:
-            return MODEL_FAILED
+    def _idle_end(self) -> Ending:
         if self._stream is None:
             return _NO_START
         limit = self._idle_timeout_s
@@ -158,8 +254,16 @@ class _Connection:
         """Lets the stream finish, sends what is left to say, closes."""
         if ending.error is not None:
             self._streams.metrics.peer_errors.labels(ending.error.code).inc()
+        if self._stream is not None and self._may_come_back(ending):
+            self._park(self._stream)
+            self._held.close()
+            await cancelled(writer)
+            await _close_quietly(self._websocket, CLOSE_GOING_AWAY, "")
+            return
         if self._stream is not None:
             ending = await self._stream.finish(ending)
+            self._park(self._stream)
+            self._held.close()
         elif ending.error is not None:
             self._notify(wire.error(ending.error.code, ending.error.message) | {"seq": 0})
         await self._outbox.close()

@@ -27,6 +27,7 @@ TOLERANCE: Final = 1e-4
 
 _CHUNK_BYTES: Final = 1280
 _WITHIN_S: Final = 60.0
+_CALM: Final = 0.3
 
 Message = dict[str, Any]
 """A server message of the native protocol."""
@@ -52,6 +53,15 @@ class Served:
     async def get(self, path: str) -> tuple[int, str]:
         """Status and body of a page."""
         return await asyncio.to_thread(_get, f"http://127.0.0.1:{self.port}{path}")
+
+    async def calm(self) -> None:
+        """Waits until what came before has left the engine room for interim results."""
+        async with asyncio.timeout(_WITHIN_S):
+            while True:
+                _, page = await self.get("/metrics")
+                if float(page.split("\nmedusa_asr_load ")[1].split()[0]) < _CALM:
+                    return
+                await asyncio.sleep(0.2)
 
     async def events(self, call: str) -> list[dict[str, str]]:
         """What Redis holds of a call, from its begin to its end."""

@@ -13,7 +13,7 @@ from jsonschema import Draft7Validator
 from referencing import Registry
 from referencing.jsonschema import DRAFT7
 
-from daemon import pipeline, request, resample, streams, wire
+from daemon import parking, pipeline, request, resample, streams, wire
 from daemon.errors import PeerError
 from daemon.request import StreamRequest, request_of_message, request_of_query
 from daemon.resample import AudioDecoder
@@ -80,7 +80,7 @@ def test_every_server_message_is_described_and_every_described_one_is_built() ->
 
 def test_all_messages_belong_to_the_channel_and_have_a_direction() -> None:
     assert set(DESCRIBED) == set(DOCUMENT["channels"]["stream"]["messages"]) == names_of("take") | names_of("tell")
-    assert names_of("take") == {"start", "audio", "keep_alive", "finalize", "close"}
+    assert names_of("take") == {"start", "resume", "audio", "keep_alive", "finalize", "close"}
 
 
 @pytest.mark.parametrize("name", MESSAGES)
@@ -95,7 +95,7 @@ def test_the_document_insists_on_every_field_and_knows_no_other(name: str) -> No
     validator = payload(message["type"])
     for field in message:
         assert not validator.is_valid({key: value for key, value in message.items() if key != field}), field
-    assert not validator.is_valid(message | {"resume": "token"})
+    assert not validator.is_valid(message | {"unheard_of": "token"})
     for other in names_of("tell") - {message["type"]}:
         assert not payload(other).is_valid(message)
 
@@ -157,6 +157,7 @@ BAD_STARTS: list[Json] = [
     {"metadata": {str(n): "" for n in range(17)}},
     {"metadata": {"a": 1}},
     {"resume": "token"},
+    {"unheard_of": 1},
 ]
 
 
@@ -177,7 +178,7 @@ def test_a_start_that_does_not_fit_is_refused(values: Json) -> None:
 def test_query_and_start_describe_the_parameters_that_there_are() -> None:
     parameters = set(StreamRequest.model_fields)
     assert set(QUERY["properties"]) == parameters
-    assert set(SCHEMAS["Start"]["properties"]) == parameters | {"type"}
+    assert set(SCHEMAS["Start"]["properties"]) == parameters | {"type", "token"}
 
 
 def test_query_examples_are_taken() -> None:
@@ -210,7 +211,7 @@ def test_the_server_knows_what_a_client_may_send(kind: str) -> None:
 
 
 def test_error_codes_are_those_in_the_code() -> None:
-    modules = (pipeline, resample, request, streams, native, websocket)
+    modules = (parking, pipeline, resample, request, streams, native, websocket)
     raised = {code for module in modules for call in ("PeerError", "wire.error") for code in literals(module, call)}
     assert SCHEMAS["ErrorCode"]["enum"] == sorted(raised)
 

@@ -350,6 +350,9 @@ class LengthScorer:
     def __init__(self) -> None:
         self.spans: list[tuple[int, int]] = []
 
+    def accept(self, info: CallInfo, utterance: Utterance) -> None:
+        pass
+
     async def score(
         self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead: bool = False
     ) -> Scores:

@@ -156,14 +156,97 @@ async def test_a_full_queue_refuses_interims_and_lets_finals_wait() -> None:
     model = Model()
     async with batcher_of(model, rules) as batcher:
         waiting = await queued(batcher, "ab", final=False)
-        with pytest.raises(CapacityError, match="the asr queue holds 2 items"):
+        with pytest.raises(CapacityError, match="2 items wait for the asr model"):
             await batcher.submit("c", 0, final=False)
         finals = await queued(batcher, "xyz")
-        with pytest.raises(CapacityError, match="the asr queue holds 5 items"):
+        with pytest.raises(CapacityError, match="5 items wait for the asr model"):
             await batcher.submit("d", 0, final=False)
         async with serving(batcher):
             assert await values([*finals, *waiting]) == ["X", "Y", "Z", "A", "B"]
     assert batcher.counts.refused == 2
+
+
+class Clock:
+    """Time that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_interims_are_refused_while_the_model_is_busy_most_of_the_time_and_finals_never() -> None:
+    clock, model = Clock(), Model()
+
+    def slow(items: Sequence[str]) -> Sequence[str]:
+        clock.now += 0.7
+        return model(items)
+
+    with ThreadPoolExecutor(1) as executor:
+        batcher: Strings = Batcher("asr", slow, executor, AT_ONCE, clock)
+        async with serving(batcher):
+            assert (await batcher.submit("a", 0, final=False)).value == "A"
+            for _ in range(10):
+                clock.now += 0.3  # busy for seven tenths of the time
+                assert (await batcher.submit("b", 0, final=True)).value == "B"
+            assert batcher.load == pytest.approx(0.7, abs=0.15)
+            with pytest.raises(CapacityError, match=r"0 items wait for the asr model, load [56789]\d%"):
+                await batcher.submit("c", 0, final=False)
+            clock.now += 5.0
+            assert (await batcher.submit("d", 0, final=False)).value == "D"
+    assert batcher.counts.refused == 1
+
+
+async def test_tells_how_long_finals_wait_and_forgets_it() -> None:
+    clock, model = Clock(), Model()
+    model.gate.clear()
+    with ThreadPoolExecutor(1) as executor:
+        batcher: Strings = Batcher("asr", model, executor, AT_ONCE, clock)
+        async with serving(batcher):
+            first = await queued(batcher, "a")
+            await until(model.entered.is_set)
+            assert batcher.wait_s == 0.0
+            second = await queued(batcher, "b")
+            clock.now += 3.0
+            assert batcher.wait_s == 3.0, "what waits now counts before it is over"
+            model.gate.set()
+            await values([*first, *second])
+            assert 0.0 < batcher.wait_s < 3.0
+            clock.now += 60.0
+            assert batcher.wait_s < 1e-3
+
+
+async def test_an_interim_leaves_a_worker_free() -> None:
+    rules = BatchSettings(max_batch_size=1, max_queue_delay_s=0.0, workers=2)
+    model = Model()
+    model.gate.clear()
+    async with batcher_of(model, rules) as batcher, serving(batcher):
+        interims = await queued(batcher, "ab", final=False)
+        await until(lambda: model.batches == [["a"]])
+        finals = await queued(batcher, "x")
+        await until(lambda: model.batches == [["a"], ["x"]])
+        model.gate.set()
+        assert await values([*interims, *finals]) == ["A", "B", "X"]
+
+
+async def test_an_interim_that_waited_too_long_is_refused() -> None:
+    clock, model = Clock(), Model()
+    model.gate.clear()
+    with ThreadPoolExecutor(1) as executor:
+        batcher: Strings = Batcher("asr", model, executor, AT_ONCE, clock)
+        async with serving(batcher):
+            final = await queued(batcher, "x")
+            await until(model.entered.is_set)
+            (old,) = await queued(batcher, "a", final=False)
+            clock.now += 0.4
+            (young,) = await queued(batcher, "b", final=False)
+            clock.now += 0.2
+            model.gate.set()
+            assert await values([*final, young]) == ["X", "B"]
+            with pytest.raises(CapacityError, match="the asr model has certain work to do"):
+                await old
+    assert model.batches == [["x"], ["b"]]
 
 
 async def test_a_failing_item_fails_alone() -> None:

@@ -91,7 +91,7 @@ def test_every_key_with_its_variable_flag_and_default() -> None:
 
 def test_the_flags_are_those_of_the_design() -> None:
     """Else the column above could be empty."""
-    assert set(flags()) == {"host", "port", "redis", "bundle"}
+    assert set(flags()) == {"host", "port", "redis", "bundle", "role", "insecure"}
 
 
 def emotion_entries() -> list[Fields]:

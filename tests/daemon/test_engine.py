@@ -2,12 +2,18 @@
 
 import asyncio
 import json
+import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import ctranslate2
+import numpy as np
 import onnx
 import pytest
 
+from daemon.asr import AsrModel
+from daemon.batcher import BatchSettings
 from daemon.config import DEFAULT_BUNDLE
 from daemon.engine import EngineSettings, load_models, pick_device, running_engine
 from daemon.errors import CapacityError, ConfigError
@@ -15,10 +21,13 @@ from daemon.messages import Utterance
 from export.bundle import write_bundle
 from export.errors import ExportError
 from export.to_onnx import export_ensemble
+from model.audio import WHISPER_HOP, Samples, frame_count
 from model.bundle import Manifest, ensemble_inputs, write_manifest
 from model.network.checkpoint import Checkpoint, save_checkpoint
 from model.recording import read_mono
 from model.spec import EncoderSpec, EnsembleSpec
+from model.transcript import Transcript
+from model.whisper import EncodedBatch
 from tests.factories import make_info
 from tests.model.tiny import tiny_checkpoint, tiny_member
 from tests.waiting import until
@@ -108,3 +117,54 @@ async def test_work_ahead_gives_way_and_gives_the_same_scores() -> None:
         found = await engine.score(info, utterance, ahead=True)
     assert found.posteriors == expected.posteriors
     assert found.transcript == expected.transcript
+
+
+async def test_words_that_are_heard_again_hold_up_nobody() -> None:
+    """Their first try shares a batch with others; the long window is theirs alone."""
+    speech = read_mono(ASSETS / "angry_words.flac")
+    settings = EngineSettings(batch=BatchSettings(workers=1, max_queue_delay_s=0.05))
+    models = load_models(DEFAULT_BUNDLE, settings)
+    again = threading.Event()
+    whisper = HardOfHearing(again)
+    async with running_engine(replace(models, asr=AsrModel(whisper)), settings) as engine:
+        info = make_info()
+        clear = Utterance(0, 0, 0, len(speech), speech, interim=0, decided=len(speech))
+        unclear = replace(clear, channel=1, audio=speech * 0.5)
+        waiting = asyncio.create_task(engine.score(info, unclear))
+        first = await engine.score(info, clear)
+        assert not waiting.done()
+        again.set()
+        second = await waiting
+    assert whisper.batches == [2]
+    assert (first.transcript, second.transcript) == (CLEAR, replace(CLEAR, text="again"))
+    assert engine.asr.counts.batches == 2
+
+
+CLEAR = Transcript("clear", "en", -0.1, 0.0, trusted=True)
+
+
+class HardOfHearing:
+    """Whisper's frames are silence; it does not trust its words for quiet utterances, and hears those again once it may.
+
+    Attributes:
+        batches: sizes of what was encoded.
+    """
+
+    def __init__(self, again: threading.Event) -> None:
+        self.batches: list[int] = []
+        self._again = again
+
+    def encode(self, audio: Sequence[Samples]) -> EncodedBatch:
+        self.batches.append(len(audio))
+        frames = [np.zeros((frame_count(len(samples), WHISPER_HOP), 768), np.float32) for samples in audio]
+        return EncodedBatch(
+            tuple(audio), tuple(frames), ctranslate2.StorageView.from_array(np.zeros((1, 1, 1), np.float32))
+        )
+
+    def transcribe_once(self, batch: EncodedBatch, language: str | None = None) -> list[Transcript]:
+        loudest = max(float(np.abs(samples).max()) for samples in batch.audio)
+        return [replace(CLEAR, trusted=float(np.abs(samples).max()) == loudest) for samples in batch.audio]
+
+    def transcribe_again(self, samples: Samples, language: str | None = None) -> Transcript:
+        assert self._again.wait(10.0)
+        return replace(CLEAR, text="again")

@@ -67,7 +67,9 @@ async def test_any_chunking_gives_the_offline_results(served: Served, offline: R
 
 
 async def test_interim_results_do_not_change_final_ones(served: Served, offline: Results) -> None:
-    messages = await served.stream(pieces(linear16_of(TWO), 4000), interim_ms=100)
+    """At twice the pace of speech: a stream that is faster than its scores has no use for interim ones, and gets none."""
+    await served.calm()
+    messages = await served.stream(paced(read_recording(TWO), speed=2.0), interim_ms=100)
     assert any(not message["final"] for message in messages if message["type"] == "emotion")
     assert_same_results(finals(messages), offline[TWO])
 

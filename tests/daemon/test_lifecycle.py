@@ -379,7 +379,7 @@ async def test_a_kill_in_the_middle_of_a_shutdown_loses_nothing(tmp_path: Path) 
 async def test_the_urls_that_serve_prints_can_be_opened(tmp_path: Path, host: str, shown: str) -> None:
     """A wildcard is an address to listen on, none to go to."""
     password = "redis://user:secret@127.0.0.1:1/0"
-    async with serve_program(tmp_path, "--redis", password, "--host", host) as (process, url):
+    async with serve_program(tmp_path, "--redis", password, "--host", host, "--insecure") as (process, url):
         assert url.startswith(f"ws://{shown}:")
         assert await said(process, "events", "stdout") == "events  redis://***@127.0.0.1:1/0  (stream medusa:events)\n"
         async with connect(f"{url}?channels=1") as connection:

@@ -201,14 +201,34 @@ async def test_a_waiting_interim_is_replaced_by_a_newer_one_and_at_last_by_the_f
         await played.feed(30)
         await until(lambda: played.asked == [(0, 1)])
         await played.feed(40)
-        assert played.call.totals.dropped_interims > 0
+        waiting = 70 * VAD_WINDOW // INTERIM
+        assert played.call.totals.dropped_interims == waiting - 2
+        scorer.gate.set()
+        await until(lambda: played.published == [(0, 0, 1), (0, 0, waiting)])
         await played.feed(50)
+        await played.finish()
+    assert played.published[-1] == (0, 0, 0)
+    cut = 100 * VAD_WINDOW // INTERIM
+    assert played.call.totals.interims + played.call.totals.dropped_interims == cut
+    assert played.call.totals.finals == 1
+
+
+@pytest.mark.parametrize("channel", [0, 1])
+async def test_an_interim_that_is_being_scored_gives_way_to_a_final_of_its_stream(channel: int) -> None:
+    scorer = ScriptedScorer()
+    scorer.gate.clear()
+    speech = [0.9] * 16 + PAUSE
+    scripts = (speech, []) if channel == 0 else ([0.9] * 200, speech)
+    async with playing(*scripts, scorer=scorer, interim=INTERIM) as played:
+        await played.feed(16)
+        await until(lambda: played.asked == [(0, 1)])
+        await played.feed(len(PAUSE))
+        await until(lambda: (0, 0) in played.asked)
+        assert played.call.totals.dropped_interims >= 1
         scorer.gate.set()
         await played.finish()
-    assert played.published == [(0, 0, 1), (0, 0, 0)]
-    cut = 100 * VAD_WINDOW // INTERIM
-    assert played.call.totals.dropped_interims == cut - 1
-    assert (played.call.totals.interims, played.call.totals.finals) == (1, 1)
+    assert (channel, 0, 0) in played.published
+    assert (0, 0, 1) not in played.published
 
 
 async def test_an_interim_replaces_only_those_of_its_own_channel() -> None:

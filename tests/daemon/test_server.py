@@ -175,6 +175,7 @@ async def test_other_encodings_and_rates_say_the_same(served: Served, encoding: 
 async def test_interim_results_come_while_somebody_speaks(served: Served) -> None:
     """Before the utterance's end is even sent; they carry no words, and the final one replaces them."""
     audio = linear16_of(TWO)
+    await served.calm()
     async with connect(f"{served.url}?interim_ms=500") as connection:
         await connection.send(audio[: 2 * 32_000])
         interim = await receive(connection, "emotion")

@@ -41,7 +41,9 @@ UNTRAINED = with_posteriors(
 """What a bundle says that has four classes and no attributes, where it would rather not."""
 
 MESSAGES: dict[str, wire.Message] = {
-    "session_created": wire.session_created(INFO, ("angry", "neutral"), ("arousal",)),
+    "session_created": wire.session_created(INFO, ("angry", "neutral"), ("arousal",), "token-1", 30.0),
+    "session_resumed": wire.session_resumed(INFO, 188_800, 2),
+    "audio_settled": wire.audio_settled(183_680),
     "speech_started": wire.speech_started(1, "agent", 12_808),
     "emotion_final": wire.emotion_message(FINAL),
     "emotion_interim": wire.emotion_message(INTERIM),

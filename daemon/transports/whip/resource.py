@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from daemon import wire
+from daemon.access.usage import Account, QuotaError, account_of
 from daemon.errors import CapacityError, PeerError
 from daemon.request import StreamRequest, request_of_query
 from daemon.streams import Streams
@@ -128,7 +129,8 @@ class WhipDoor:
             except PeerError as error:
                 response = _problem(_STATUS.get(error.code, 400), error.code, error.message)
             except CapacityError as error:
-                response = _problem(503, "overloaded", str(error))
+                status = 429 if isinstance(error, QuotaError) else 503
+                response = _problem(status, "overloaded", str(error))
                 response.headers["Retry-After"] = str(_RETRY_AFTER_S)
             except ClientDisconnect:
                 response = _problem(400, "bad_request", "the body ended too early")
@@ -139,16 +141,16 @@ class WhipDoor:
         offer = parse_offer(await _body(request, _SDP))
         wanted = _wanted(request.query_params, offer)
         wanted.role_names()
-        name, answer = await self._accept(offer, wanted)
+        name, answer = await self._accept(offer, wanted, account_of(request.scope))
         here = f"{request.url.path.rstrip('/')}/{name}"
         links = [*map(_link, self._rules.ice_servers), f'<{here}/events>; rel="urn:medusa:events"']
         headers = {"Location": here, "ETag": self._open[name].etag, "Link": ", ".join(links)}
         return Response(answer, 201, headers | {"Access-Control-Expose-Headers": EXPOSED}, _SDP)
 
-    async def _accept(self, offer: Offer, wanted: StreamRequest) -> tuple[str, str]:
+    async def _accept(self, offer: Offer, wanted: StreamRequest, account: Account) -> tuple[str, str]:
         """Begins a session; its id and the answer."""
         async with contextlib.AsyncExitStack() as stack:
-            stack.enter_context(self._streams.admitted())
+            stack.enter_context(self._streams.admitted(account))
             log = ResultLog(self._streams.rules.outbox)
             peer = Peer(self._rules.ice_servers, log)
             stack.push_async_callback(peer.close)
@@ -156,7 +158,7 @@ class WhipDoor:
             answer = await peer.answer(offer, stereo=wanted.channels == 2, public_address=address)
             if not peer.candidates:
                 raise CapacityError("this machine has no network address for media")
-            stream = self._streams.open(wanted, log.append)
+            stream = self._streams.open(wanted, log.append, account=account)
             session = WhipSession(peer, log, stream, self._streams, stack.pop_all())
         name = secrets.token_urlsafe(18)
         task = asyncio.create_task(session.run(), name="whip session")

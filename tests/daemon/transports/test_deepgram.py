@@ -308,6 +308,7 @@ def two_people() -> bytes:
 async def test_a_call_through_the_sdk(served: Served) -> None:
     """Two channels: results typed by the SDK, the emotion inside them, the same posteriors as offline to 1e-4."""
     audio = two_people()
+    await served.calm()
     async with listening(
         served,
         **{"encoding": "linear16", "sample_rate": 16000, "channels": 2, "multichannel": True, "vad_events": True},
@@ -321,6 +322,9 @@ async def test_a_call_through_the_sdk(served: Served) -> None:
     ) as (connection, messages, reading):
         for chunk in pieces(audio, 3001):
             await connection.send_media(chunk)
+            await asyncio.sleep(
+                len(chunk) / 4 / 16_000 / 2
+            )  # faster than it is scored, a stream has no interim results
         await connection.send_close_stream()
         await reading
     wanted = await offline(audio, "linear16", 16_000)

@@ -152,10 +152,14 @@ async def measuring(served: Served) -> AsyncIterator[tuple[Any, list[Any], "asyn
 async def test_a_session_through_the_sdk(served: Served) -> None:
     audio = linear16_of(TWO)
     frames = pieces(audio, 3200)
+    await served.calm()
     async with measuring(served) as (socket, messages, reading):
         await socket.send_audio_session_update(AudioSessionUpdate(type="session.update", measurement_timer_ms=500))
         for frame in frames:
             await socket.send_audio_frame(frame)
+            await asyncio.sleep(
+                len(frame) / 2 / 16_000 / 2
+            )  # faster than it is scored, a stream has no interim results
         await socket.send_audio_frame(b"odd")
         await socket.send_audio_session_close(SessionClose(type="session.close"))
         await reading

@@ -1,0 +1,145 @@
+"""What each principal takes: streams at a time, streams that begin, seconds of audio.
+
+Counted in this process alone, and from its start: several processes give several times as much.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+from daemon.access.principal import ANYONE, Limits, Principal
+from daemon.errors import CapacityError
+from model.audio import SAMPLE_RATE_HZ
+
+_MINUTE_S: Final = 60.0
+_DAY_S: Final = 86_400
+_MANY: Final = 1024
+"""Accounts above which idle ones are forgotten: every subject of a token has one."""
+
+
+class QuotaError(CapacityError):
+    """A principal has what it may have: it may come back later, others may come now."""
+
+
+class Account:
+    """Of one principal.
+
+    Args:
+        name: of the principal.
+        limits: that hold for it.
+        clock: seconds since the epoch.
+
+    Attributes:
+        name: of the principal.
+        limits: that hold for it.
+    """
+
+    def __init__(self, name: str, limits: Limits, clock: Callable[[], float]) -> None:
+        self.name = name
+        self.limits = limits
+        self._clock = clock
+        self._open = 0
+        self._starts: deque[float] = deque(maxlen=limits.starts_per_minute or 1)
+        self._day = -1
+        self._heard = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether forgetting it gives nobody anything."""
+        last = self._starts[-1] if self._starts else 0.0
+        return not self._open and self._clock() - last > _MINUTE_S and self._day != self._today()
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """A place for one stream.
+
+        Raises:
+            QuotaError: if the principal has as many as it may have.
+        """
+        limits, now = self.limits, self._clock()
+        if limits.streams is not None and self._open >= limits.streams:
+            raise QuotaError(f"{self.name} has {self._open} streams open, its limit: come back later")
+        if limits.starts_per_minute is not None and len(self._starts) == limits.starts_per_minute:
+            wait_s = self._starts[0] + _MINUTE_S - now
+            if wait_s > 0:
+                raise QuotaError(
+                    f"{self.name} began {len(self._starts)} streams within a minute, its limit: "
+                    f"come back in {wait_s:.0f} s"
+                )
+        if (problem := self._used_up()) is not None:
+            raise QuotaError(problem)
+        self._open += 1
+        self._starts.append(now)
+        try:
+            yield
+        finally:
+            self._open -= 1
+
+    def meter(self) -> "Meter":
+        """Counts the audio of one stream."""
+        return Meter(self)
+
+    def hear(self, samples: int) -> str | None:
+        """Counts audio at 16 kHz; says what is used up, None if nothing is."""
+        today = self._today()
+        if today != self._day:
+            self._day, self._heard = today, 0
+        self._heard += samples
+        return self._used_up()
+
+    def _used_up(self) -> str | None:
+        most = self.limits.day_s
+        if most is None or self._day != self._today() or self._heard <= most * SAMPLE_RATE_HZ:
+            return None
+        return f"{self.name} has streamed {most:g} s of audio today, its limit: come back after midnight UTC"
+
+    def _today(self) -> int:
+        return int(self._clock() // _DAY_S)
+
+
+class Meter:
+    """Of one stream."""
+
+    def __init__(self, account: Account) -> None:
+        self._account = account
+        self._heard = 0
+
+    def problem(self, samples: int) -> str | None:
+        """Counts the next samples at 16 kHz of a channel; says which limit they are over, None for none."""
+        self._heard += samples
+        most = self._account.limits.stream_s
+        if most is not None and self._heard > most * SAMPLE_RATE_HZ:
+            return f"the stream is over {most:g} s of audio, the limit of its key: begin another"
+        return self._account.hear(samples)
+
+
+class Ledger:
+    """The accounts of all principals.
+
+    Args:
+        clock: seconds since the epoch.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._accounts: dict[str, Account] = {}
+
+    def account(self, principal: Principal) -> Account:
+        """The account of a principal; its streams share it, however each was recognised."""
+        found = self._accounts.get(principal.name)
+        if found is None:
+            if len(self._accounts) >= _MANY:
+                self._accounts = {name: account for name, account in self._accounts.items() if not account.idle}
+            found = self._accounts[principal.name] = Account(principal.name, principal.limits, self._clock)
+        return found
+
+
+UNLIMITED: Final = Account(ANYONE.name, ANYONE.limits, lambda: 0.0)
+"""Of everybody, where no access is configured: it counts nothing that could run out."""
+
+
+def account_of(scope: Mapping[str, Any]) -> Account:
+    """Whose streams an ASGI request's are; nobody's where no gate stands in front."""
+    account: Account = scope.get("state", {}).get("account", UNLIMITED)
+    return account
