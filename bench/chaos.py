@@ -21,11 +21,8 @@ import contextlib
 import os
 import random
 import signal
-import socket
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -35,6 +32,7 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
+from bench.under_test import answers, free_port
 from daemon.client import paced, stream
 from daemon.config import load_config
 from daemon.demo import OWN_CALL
@@ -64,7 +62,7 @@ class Server:
 
     def __init__(self, role: str, redis_url: str, folder: Path) -> None:
         self.role = role
-        self.port = _free_port()
+        self.port = free_port()
         self.starts = 0
         self._command = [sys.executable, "-m", "daemon", "serve", "--role", role, "--redis", redis_url]
         self._folder = folder
@@ -102,7 +100,7 @@ class Server:
             TimeoutError: if that takes more than a minute.
         """
         async with asyncio.timeout(_START_S):
-            while not await asyncio.to_thread(_answers, f"http://127.0.0.1:{self.port}/ready"):  # noqa: ASYNC110  # another process has no event for us
+            while not await asyncio.to_thread(answers, f"http://127.0.0.1:{self.port}/ready"):  # noqa: ASYNC110  # another process has no event for us
                 await asyncio.sleep(0.1)
 
 
@@ -114,7 +112,7 @@ class Store:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self._folder = folder
         self._held = contextlib.AsyncExitStack()
         self.url = f"redis://127.0.0.1:{self.port}/0"
@@ -283,19 +281,6 @@ def _whole(entry: dict[str, str], offline: list[Message]) -> bool:
 
 def _bounds(offline: list[Message]) -> list[tuple[int, float, float]]:
     return [(wanted["channel"], wanted["start_ms"], wanted["end_ms"]) for wanted in offline]
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 async def _main() -> int:

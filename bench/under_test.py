@@ -49,7 +49,7 @@ async def daemon_under_test(*settings: str) -> AsyncIterator[UnderTest]:
     Raises:
         RuntimeError: if it is not ready within a minute.
     """
-    port = _free_port()
+    port = free_port()
     async with EmbeddedRedis.start() as redis:
         with tempfile.TemporaryDirectory(prefix="medusa-bench-") as spool:
             environment = os.environ | dict(pair.split("=", 1) for pair in settings)
@@ -64,17 +64,19 @@ async def daemon_under_test(*settings: str) -> AsyncIterator[UnderTest]:
                 await process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody has at this moment."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
 
 async def _ready(port: int) -> None:
-    while not await asyncio.to_thread(_answers, f"http://127.0.0.1:{port}/ready"):  # noqa: ASYNC110  # another process has no event for us
+    while not await asyncio.to_thread(answers, f"http://127.0.0.1:{port}/ready"):  # noqa: ASYNC110  # another process has no event for us
         await asyncio.sleep(0.1)
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether a GET of `url` gives 200."""
     try:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return bool(answer.status == 200)

@@ -5,11 +5,10 @@ import base64
 import contextlib
 import logging
 import os
-import signal
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from threadpoolctl import threadpool_limits
@@ -50,6 +49,7 @@ from daemon.listening import bound
 from daemon.messages import AlertEvent, EmotionEvent, Event
 from daemon.metrics import Metrics
 from daemon.pipeline import Services
+from daemon.probes import Uvicorn, probes, told_to_stop
 from daemon.sinks.journal import check_directory
 from daemon.sinks.redis import RedisSink
 from daemon.sinks.spool import Spool
@@ -266,15 +266,8 @@ def _app(
     routes: list[BaseRoute],
     guard: Middleware,
 ) -> Starlette:
-    async def health(_: Request) -> Response:
-        return JSONResponse({"status": "alive", "model": bundle_id})
-
-    async def ready(_: Request) -> Response:
-        problem = "shutting down" if streams.draining else problems()
-        return JSONResponse({"ready": problem is None, "problem": problem}, 200 if problem is None else 503)
-
-    async def metrics_page(_: Request) -> Response:
-        return Response(metrics.page(), media_type="text/plain; version=0.0.4")
+    def problem() -> str | None:
+        return "shutting down" if streams.draining else problems()
 
     async def demo_call(_: Request) -> Response:
         return FileResponse(_DEMO_CALL, media_type="audio/flac")
@@ -283,9 +276,7 @@ def _app(
         middleware=[Middleware(SecurityHeaders), guard],
         routes=[
             *routes,
-            Route("/health", health),
-            Route("/ready", ready),
-            Route("/metrics", metrics_page),
+            *probes(bundle_id, problem, metrics),
             Route("/demo/call.flac", demo_call),
             Mount(
                 "/client", StaticFiles(directory=_CLIENT), middleware=[Middleware(CORSMiddleware, allow_origins=["*"])]
@@ -293,15 +284,6 @@ def _app(
             Mount("/", StaticFiles(directory=_WEB, html=True)),
         ],
     )
-
-
-class _Uvicorn(uvicorn.Server):
-    """uvicorn without its own signal handling: it would cut streams off before they are finished."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leaves signals to `serve`."""
-        yield
 
 
 async def serve(
@@ -319,10 +301,7 @@ async def serve(
     Raises:
         ConfigError: if the configuration cannot work.
     """
-    if stop is None:
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop or told_to_stop()
     with bound(config) as listening:
         check_directory(config.streams.spool_dir)
         if config.insecure and not config.access.required:
@@ -339,10 +318,9 @@ async def _serve_on(
         if certificate is not None and tls is not None:
             renewing = asyncio.create_task(keep_fresh(tls, certificate), name="certificate")
             stack.push_async_callback(cancelled, renewing)
-        server = _Uvicorn(_uvicorn_config(config, daemon.app, tls))
+        server = Uvicorn(_uvicorn_config(config, daemon.app, tls))
         serving = asyncio.create_task(server.serve([listening]))
-        while not server.started and not serving.done():  # noqa: ASYNC110  # uvicorn has no event for it
-            await asyncio.sleep(0.01)
+        await server.begun(serving)
         if serving.done():
             await serving
             return 1

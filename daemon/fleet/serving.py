@@ -5,22 +5,17 @@ A gateway is the daemon of one machine with a `RemoteScorer` in the engine's pla
 """
 
 import asyncio
-import contextlib
 import logging
 import os
-import signal
 import socket
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 import uvicorn
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 from threadpoolctl import threadpool_limits
 
 from daemon.batcher import Batcher
@@ -35,6 +30,7 @@ from daemon.fleet.worker import Worker
 from daemon.interfaces import Scorer
 from daemon.listening import bound
 from daemon.metrics import Metrics
+from daemon.probes import Uvicorn, probes, told_to_stop
 from daemon.sinks.redis import without_password
 from model.bundle import Bundle, BundleError, read_bundle
 from model.signature import KeyFormatError, require_signature
@@ -143,7 +139,7 @@ async def running_worker(config: Config) -> AsyncIterator[WorkerProcess]:
             running = asyncio.create_task(worker.run(), name="worker")
             watching = asyncio.create_task(board.run(), name="board")
             try:
-                app = _probes(worker, metrics, engine.bundle_id)
+                app = Starlette(routes=probes(engine.bundle_id, worker.problem, metrics))
                 yield WorkerProcess(app, worker, running, config.redis, engine.bundle_id)
                 await worker.stop(0)
                 await asyncio.wait({running}, timeout=_LEAVE_S)
@@ -168,10 +164,7 @@ async def serve_worker(
     Raises:
         ConfigError: if the configuration cannot work.
     """
-    if stop is None:
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = stop or told_to_stop()
     with bound(config) as listening:
         async with running_worker(config) as process, _listening(listening, process.app) as serving:
             on_ready(process, listening.getsockname()[1])
@@ -186,21 +179,11 @@ async def serve_worker(
     return 0
 
 
-class _Uvicorn(uvicorn.Server):
-    """uvicorn without its own signal handling."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leaves signals to `serve_worker`."""
-        yield
-
-
 @asynccontextmanager
 async def _listening(listening: socket.socket, app: Starlette) -> AsyncIterator["asyncio.Task[None]"]:
-    server = _Uvicorn(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", ws="none"))
+    server = Uvicorn(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", ws="none"))
     serving = asyncio.create_task(server.serve([listening]), name="probes")
-    while not server.started and not serving.done():  # noqa: ASYNC110  # uvicorn has no event for it
-        await asyncio.sleep(0.01)
+    await server.begun(serving)
     try:
         yield serving
     finally:
@@ -224,20 +207,6 @@ class _StatusBoard:
             except AWAY:
                 self.status = None
             await asyncio.sleep(self._every_s)
-
-
-def _probes(worker: Worker, metrics: Metrics, bundle_id: str) -> Starlette:
-    async def health(_: Request) -> Response:
-        return JSONResponse({"status": "alive", "model": bundle_id})
-
-    async def ready(_: Request) -> Response:
-        problem = worker.problem()
-        return JSONResponse({"ready": problem is None, "problem": problem}, 200 if problem is None else 503)
-
-    async def metrics_page(_: Request) -> Response:
-        return Response(metrics.page(), media_type="text/plain; version=0.0.4")
-
-    return Starlette(routes=[Route("/health", health), Route("/ready", ready), Route("/metrics", metrics_page)])
 
 
 def _watch_work(metrics: Metrics, status: Callable[[], Status | None]) -> None:
