@@ -47,6 +47,8 @@ Message = dict[str, Any]
 _START_S: Final = 60.0
 _PATIENCE_S: Final = 120.0
 """How long clients try to come back."""
+_QUIET_S: Final = 6.0
+"""Without an entry for so long, nothing more comes."""
 _TOLERANCE: Final = 1e-4
 _EVENTS: Final = "medusa:events"
 
@@ -139,12 +141,12 @@ class Told:
     sessions: dict[str, float]
 
 
-async def _call(port: int, call: str, begin_s: float) -> Told:
+async def _call(port: int, call: str, begin_s: float, speed: float) -> Told:
     await asyncio.sleep(begin_s)
     audio = read_recording(OWN_CALL)
     sessions: dict[str, float] = {}
     url = f"ws://127.0.0.1:{port}/v1/stream"
-    messages = stream(url, paced(audio), reconnect_s=_PATIENCE_S, channels=len(audio), call_id=call)
+    messages = stream(url, paced(audio, speed), reconnect_s=_PATIENCE_S, channels=len(audio), call_id=call)
     async for message in messages:
         if message["type"] == "session.created":
             sessions[message["session"]] = message["begins_ms"]
@@ -229,15 +231,15 @@ async def _entries(url: str, key: str) -> list[dict[str, str]]:
         return [fields for _, fields in rows]
 
 
-async def _settled(url: str, calls: list[Told]) -> list[dict[str, str]]:
-    """All entries, once nothing more comes: every session that a client knows has ended, or had its time to."""
+async def _settled(url: str) -> list[dict[str, str]]:
+    """All entries, once nothing more comes."""
     before = -1
     while True:
         entries = await _entries(url, _EVENTS)
         if len(entries) == before:
             return entries
         before = len(entries)
-        await asyncio.sleep(10.0)
+        await asyncio.sleep(_QUIET_S)
 
 
 def _judge(calls: list[Told], entries: list[dict[str, str]], offline: list[Message]) -> Counter[str]:
@@ -288,6 +290,7 @@ async def _main() -> int:
     parser.add_argument("--calls", type=int, default=6, help="calls")
     parser.add_argument("--seconds", type=float, default=60.0, help="time over which they begin")
     parser.add_argument("--workers", type=int, default=2, help="workers behind one gateway; 0 for one daemon")
+    parser.add_argument("--speed", type=float, default=1.0, help="of speech")
     parser.add_argument("--seed", type=int, default=0, help="of the trouble")
     options = parser.parse_args()
     chance, done = random.Random(options.seed), Counter[str]()
@@ -301,13 +304,15 @@ async def _main() -> int:
         async with _running(servers), network(servers[0].port) as line:
             trouble = asyncio.create_task(_trouble(chance, line, store, servers, done))
             begins = [n * options.seconds / options.calls for n in range(options.calls)]
-            calls = await asyncio.gather(*(_call(line.port, f"call-{n}", at) for n, at in enumerate(begins)))
+            calls = await asyncio.gather(
+                *(_call(line.port, f"call-{n}", at, options.speed) for n, at in enumerate(begins))
+            )
             trouble.cancel()
             await asyncio.wait({trouble})
             if not trouble.cancelled():
                 trouble.result()
             store.signal(signal.SIGCONT)
-            entries = await _settled(store.url, calls)
+            entries = await _settled(store.url)
         await store.stop()
     found = _judge(calls, entries, offline)
     print(f"{sum(done.values())} troubles: " + ", ".join(f"{count} {name}" for name, count in sorted(done.items())))  # noqa: T201  # a program

@@ -133,6 +133,8 @@ class Batcher(Generic[Item, Result]):
         self._settings = settings
         self._lanes: _Lanes[Item, Result] = _Lanes()
         self._running = 0
+        self._begun: list[float] = []
+        """When the batches that run began."""
         self._clock = clock
         self._load = _Load(settings.workers, clock)
         self._waited_s, self._waited_at = 0.0, clock()
@@ -155,6 +157,11 @@ class Batcher(Generic[Item, Result]):
     def load(self) -> float:
         """The share of the last seconds in which workers ran, 0..1."""
         return self._load.share
+
+    @property
+    def running_s(self) -> float:
+        """How long the oldest batch that runs has been running; 0 if none does."""
+        return self._clock() - min(self._begun) if self._begun else 0.0
 
     @property
     def wait_s(self) -> float:
@@ -270,6 +277,13 @@ class Batcher(Generic[Item, Result]):
 
     async def _run(self, batch: list[_Waiting[Item, Result]]) -> None:
         begun = self._clock()
+        self._begun.append(begun)
+        try:
+            await self._run_since(begun, batch)
+        finally:
+            self._begun.remove(begun)
+
+    async def _run_since(self, begun: float, batch: list[_Waiting[Item, Result]]) -> None:
         self.counts.batches += 1
         self.counts.items += len(batch)
         self.counts.largest = max(self.counts.largest, len(batch))

@@ -32,6 +32,8 @@ from model.whisper import Whisper
 
 _WHISPER_WEIGHTS = "model.bin"
 _MS_PER_S = 1000.0
+_STUCK_S = 60.0
+"""No batch takes this long; one that does will not end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,13 @@ class Engine:
 
     def accept(self, info: CallInfo, utterance: Utterance) -> None:
         """Nothing: the call holds its utterances until it asks for their scores, and it ends with us."""
+
+    def stuck(self) -> str | None:
+        """Which model has been at one batch for longer than any takes; None if none has."""
+        for batcher in (self.asr, self.emotion):
+            if batcher.running_s > _STUCK_S:
+                return f"the {batcher.name} model has been at one batch for {batcher.running_s:.0f} s"
+        return None
 
     @property
     def wait_s(self) -> float:

@@ -35,17 +35,24 @@ def told_to_stop() -> asyncio.Event:
     return stop
 
 
-def probes(bundle_id: str, problem: Callable[[], str | None], metrics: Metrics) -> list[Route]:
+Problem = Callable[[], str | None]
+"""What is wrong, None if nothing is."""
+
+
+def probes(bundle_id: str, problem: Problem, stuck: Problem, metrics: Metrics) -> list[Route]:
     """`/health`, `/ready` and `/metrics`.
 
     Args:
         bundle_id: of the models.
-        problem: why there should be no work for us now, None if nothing is wrong.
+        problem: why there should be no work for us now.
+        stuck: what only another process can mend.
         metrics: to show.
     """
 
     async def health(_: Request) -> Response:
-        return JSONResponse({"status": "alive", "model": bundle_id})
+        found = stuck()
+        status = {"status": "alive" if found is None else "stuck", "model": bundle_id}
+        return JSONResponse(status if found is None else status | {"problem": found}, 200 if found is None else 503)
 
     async def ready(_: Request) -> Response:
         found = problem()

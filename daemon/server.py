@@ -151,7 +151,7 @@ async def running_daemon(config: Config) -> AsyncIterator[Daemon]:
 
         access = AccessRoutes(gate, config.access.token_ttl_s, config.access.session_ttl_s)
         routes = [*_doors(streams, config), *access.routes(), *CallsApi(board, audit).routes()]
-        app = _app(streams, _problems(sink, scoring), metrics, scoring.bundle.id, routes, _guard(config, gate, refused))
+        app = _app(streams, sink, scoring, metrics, routes, _guard(config, gate, refused))
         yield Daemon(app, streams, sink, url, scoring.bundle.id)
 
 
@@ -254,20 +254,11 @@ def _guard(config: Config, gate: Gate, refused: Callable[[str], None]) -> Middle
     )
 
 
-def _problems(sink: Sink, scoring: Scoring) -> Callable[[], str | None]:
-    return lambda: sink.healthy() or scoring.problem()
-
-
 def _app(
-    streams: Streams,
-    problems: Callable[[], str | None],
-    metrics: Metrics,
-    bundle_id: str,
-    routes: list[BaseRoute],
-    guard: Middleware,
+    streams: Streams, sink: Sink, scoring: Scoring, metrics: Metrics, routes: list[BaseRoute], guard: Middleware
 ) -> Starlette:
     def problem() -> str | None:
-        return "shutting down" if streams.draining else problems()
+        return "shutting down" if streams.draining else sink.healthy() or scoring.problem()
 
     async def demo_call(_: Request) -> Response:
         return FileResponse(_DEMO_CALL, media_type="audio/flac")
@@ -276,7 +267,7 @@ def _app(
         middleware=[Middleware(SecurityHeaders), guard],
         routes=[
             *routes,
-            *probes(bundle_id, problem, metrics),
+            *probes(scoring.bundle.id, problem, scoring.stuck, metrics),
             Route("/demo/call.flac", demo_call),
             Mount(
                 "/client", StaticFiles(directory=_CLIENT), middleware=[Middleware(CORSMiddleware, allow_origins=["*"])]

@@ -30,7 +30,7 @@ from daemon.fleet.worker import Worker
 from daemon.interfaces import Scorer
 from daemon.listening import bound
 from daemon.metrics import Metrics
-from daemon.probes import Uvicorn, probes, told_to_stop
+from daemon.probes import Problem, Uvicorn, probes, told_to_stop
 from daemon.sinks.redis import without_password
 from model.bundle import Bundle, BundleError, read_bundle
 from model.signature import KeyFormatError, require_signature
@@ -53,13 +53,15 @@ class Scoring:
         bundle: whose models they are.
         languages: ISO 639-1 codes that a stream may ask for.
         problem: what is wrong with it, else None.
+        stuck: what is wrong with it for good, else None.
         wait_s: how long finals waited lately before they were scored.
     """
 
     scorer: Scorer
     bundle: Bundle
     languages: tuple[str, ...]
-    problem: Callable[[], str | None]
+    problem: Problem
+    stuck: Problem
     wait_s: Callable[[], float]
 
 
@@ -84,7 +86,9 @@ class WorkerProcess:
 
 def engine_scoring(engine: Engine) -> Scoring:
     """The engine of this process."""
-    return Scoring(engine, engine.models.bundle, engine.models.languages, lambda: None, lambda: engine.wait_s)
+    return Scoring(
+        engine, engine.models.bundle, engine.models.languages, engine.stuck, engine.stuck, lambda: engine.wait_s
+    )
 
 
 @asynccontextmanager
@@ -108,7 +112,14 @@ async def running_gateway(config: Config, metrics: Metrics) -> AsyncIterator[Sco
 
         running = asyncio.create_task(gateway.run(), name="gateway")
         try:
-            yield Scoring(gateway, bundle, card.languages, lambda: _ended(running) or gateway.problem(), waiting_s)
+            yield Scoring(
+                gateway,
+                bundle,
+                card.languages,
+                lambda: _ended(running) or gateway.problem(),
+                lambda: _ended(running),
+                waiting_s,
+            )
             if left := await gateway.drain(config.drain_timeout_s):
                 _log.error("%d utterances are lost: Redis did not take them", left)
         finally:
@@ -139,7 +150,7 @@ async def running_worker(config: Config) -> AsyncIterator[WorkerProcess]:
             running = asyncio.create_task(worker.run(), name="worker")
             watching = asyncio.create_task(board.run(), name="board")
             try:
-                app = Starlette(routes=probes(engine.bundle_id, worker.problem, metrics))
+                app = Starlette(routes=probes(engine.bundle_id, worker.problem, engine.stuck, metrics))
                 yield WorkerProcess(app, worker, running, config.redis, engine.bundle_id)
                 await worker.stop(0)
                 await asyncio.wait({running}, timeout=_LEAVE_S)

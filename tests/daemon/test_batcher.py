@@ -198,6 +198,22 @@ async def test_interims_are_refused_while_the_model_is_busy_most_of_the_time_and
     assert batcher.counts.refused == 1
 
 
+async def test_tells_how_long_a_batch_has_been_running() -> None:
+    clock, model = Clock(), Model()
+    model.gate.clear()
+    with ThreadPoolExecutor(1) as executor:
+        batcher: Strings = Batcher("asr", model, executor, AT_ONCE, clock)
+        async with serving(batcher):
+            assert batcher.running_s == 0.0
+            tasks = await queued(batcher, "a")
+            await until(model.entered.is_set)
+            clock.now += 61.0
+            assert batcher.running_s == 61.0
+            model.gate.set()
+            await values(tasks)
+            await until(lambda: batcher.running_s == 0.0)
+
+
 async def test_tells_how_long_finals_wait_and_forgets_it() -> None:
     clock, model = Clock(), Model()
     model.gate.clear()
