@@ -183,7 +183,9 @@ async def _stream(file: str, url: str, speed: float, **connection: Any) -> int:
         chunks, channels = paced(audio, speed), len(audio)
     status = 0
     async for message in stream_messages(url, chunks, channels=channels, sample_rate=16_000, **connection):
-        if message["type"] == "emotion":
+        if message["type"] == "session.created":
+            status = 0  # also where another stream goes on with the call
+        elif message["type"] == "emotion":
             show(console, flat(message))
         elif message["type"] == "error":
             _complain(message["message"])

@@ -262,7 +262,7 @@ async def test_stream_fails_where_the_server_goes_and_ends_with_ctrl_c(
 ) -> None:
     """In the middle of a call: a signal to the server, or else a Ctrl-C for the client."""
     async with EmbeddedRedis.start() as redis, serve_program(tmp_path, "--redis", redis.url) as (server, url):
-        client = await program(tmp_path, "stream", str(CALL), "--url", url)
+        client = await program(tmp_path, "stream", str(CALL), "--url", url, "--reconnect", "0")
         await said(client, "…", "stdout")
         (client if number is None else server).send_signal(number or signal.SIGINT)
         found, problem = await outcome(client)

@@ -77,7 +77,7 @@ def bearer(name: str) -> dict[str, str]:
 
 
 def token(algorithm: str = "HS256", **claims: Any) -> str:
-    body = {"sub": "anna", "aud": "medusa", "exp": time.time() + 60, "roles": ["ingest"]} | claims
+    body = {"sub": "anna", "aud": "medusa", "exp": time.time() + 86_400, "roles": ["ingest"]} | claims
     return jwt.encode(body, "" if algorithm == "none" else SECRET, algorithm)
 
 
