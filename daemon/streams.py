@@ -41,6 +41,9 @@ from model.vad import SpeechDetector
 _SETTLED_STEP: Final = SAMPLE_RATE_HZ
 """Audio after which a client is told again how much of it is settled."""
 
+_KEPT_PERCENT: Final = 75
+"""Of the messages that may wait for a reader: what is repeated to one that comes back must leave room for what is new."""
+
 GOODBYE_S: Final = 5.0
 """How long the last messages of a stream may take to a client that is slow."""
 
@@ -246,7 +249,7 @@ class Streams:
         detectors = [SpeechDetector() if role in analyzed else None for role in info.roles]
         session = Session(detectors, endpointing or rules.endpointing, previews)
         stream = Stream(info, session, self._services, notify, self._stopping.giving_up, account)
-        token = stream.resumable(rules.outbox) if request.resume and rules.resume_window_s else None
+        token = stream.resumable(rules.outbox * _KEPT_PERCENT // 100) if request.resume and rules.resume_window_s else None
         classes, attributes = rules.trained_classes, rules.trained_attributes
         stream.notify(wire.session_created(info, classes, attributes, token, rules.resume_window_s))
         if unheard := [role for role in info.roles if role not in analyzed]:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from websockets.exceptions import ConnectionClosed
 
 from daemon.client import paced, stream
 from daemon.config import load_config
+from daemon.events import read_events
 from daemon.offline import score_recording
 from daemon.wire import emotion_message
 from model.recording import read_recording
@@ -150,6 +152,33 @@ async def test_a_shutdown_finishes_streams_without_a_client(spool: Path, offline
         assert await served_stop == 0
     assert [event["text"] for event in seen if event["type"] == "emotion"] == [m["text"] for m in offline[TWO]]
     assert seen[-1]["reason"] == "going_away"
+
+
+async def test_who_missed_more_than_is_kept_is_told_and_goes_on(
+    spool: Path, offline: dict[Path, list[Message]]
+) -> None:
+    """What is repeated at once must not look like a reader that is too slow."""
+    async with serving(spool / "few", limits={"outbox": 3}) as served, asyncio.timeout(WITHIN_S):
+        async with connect(f"{served.url}?resume=true&call_id=few") as first:
+            created = json_of(await first.recv())
+            await first.send(np.round(read_recording(TWO) * 32768.0).astype("<i2").T.tobytes())
+            first.transport.abort()
+        await until(lambda: len(served.daemon.streams.parking) == 1)
+        async with aclosing(read_events(served.daemon.redis_url, start="0")) as entries:
+            scored = 0
+            async for _, fields in entries:
+                scored += fields["type"] == "emotion"
+                if scored == len(offline[TWO]) - 1:  # the last one is still open
+                    break
+        async with connect(served.url) as second:
+            await second.send(text_of({"type": "resume", "resume": created["resume"], "after": created["seq"]}))
+            await second.send(text_of({"type": "close"}))
+            messages = [json_of(text) async for text in second]
+    assert of_type(messages, "error") == []
+    (resumed,) = of_type(messages, "session.resumed")
+    assert messages.index(resumed) == 2
+    assert resumed["missed"] >= 1
+    assert messages[-1]["reason"] == "client_closed"
 
 
 @pytest.mark.parametrize(
