@@ -249,7 +249,9 @@ class Streams:
         detectors = [SpeechDetector() if role in analyzed else None for role in info.roles]
         session = Session(detectors, endpointing or rules.endpointing, previews)
         stream = Stream(info, session, self._services, notify, self._stopping.giving_up, account)
-        token = stream.resumable(rules.outbox * _KEPT_PERCENT // 100) if request.resume and rules.resume_window_s else None
+        token = (
+            stream.resumable(rules.outbox * _KEPT_PERCENT // 100) if request.resume and rules.resume_window_s else None
+        )
         classes, attributes = rules.trained_classes, rules.trained_attributes
         stream.notify(wire.session_created(info, classes, attributes, token, rules.resume_window_s))
         if unheard := [role for role in info.roles if role not in analyzed]:
