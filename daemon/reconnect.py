@@ -22,7 +22,8 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 _LONGEST_S: Final = 120.0
-"""Audio that is kept; a source that gives more while nothing is settled waits."""
+"""Audio that is kept. Where nothing is settled for so long (Redis may be away), the oldest that was sent goes; a source that
+gives more than can be sent waits."""
 _SHORTEST_PAUSE_S: Final = 0.1
 _LONGEST_PAUSE_S: Final = 2.0
 _UNKNOWN: Final = "unknown_resume"
@@ -45,6 +46,7 @@ class Tape:
         self.start = 0
         self.end = 0
         self.complete = False
+        self._sent = 0
         self._second = second
         self._frame = frame
         self._chunks: deque[bytes] = deque()
@@ -55,7 +57,7 @@ class Tape:
         try:
             async for chunk in chunks:
                 async with self._changed:
-                    await self._changed.wait_for(lambda: self.end - self.start < _LONGEST_S * self._second)
+                    await self._changed.wait_for(self._has_room)
                     self._chunks.append(chunk)
                     self.end += len(chunk)
                     self._changed.notify_all()
@@ -64,8 +66,26 @@ class Tape:
                 self.complete = True
                 self._changed.notify_all()
 
+    def _has_room(self) -> bool:
+        longest = _LONGEST_S * self._second
+        while self.end - self.start >= longest and self._chunks and self.start + len(self._chunks[0]) <= self._sent:
+            self.start += len(self._chunks.popleft())
+        return self.end - self.start < longest
+
+    async def sent(self, position: int) -> None:
+        """Notes that everything before `position` was sent, for the first time or again."""
+        async with self._changed:
+            self._sent = position
+            self._changed.notify_all()
+
     async def after(self, position: int) -> bytes:
-        """Audio from `position` on, waiting for some; empty behind the end."""
+        """Audio from `position` on, waiting for some; empty behind the end.
+
+        Raises:
+            ValueError: if it is kept no more.
+        """
+        if position < self.start:
+            raise ValueError(f"the tape begins at {self.start}, {position} is kept no more")
         async with self._changed:
             await self._changed.wait_for(lambda: self.end > position or self.complete)
         skipped = self.start
@@ -162,19 +182,19 @@ async def resuming(
 async def _again(connect: Connect, session: _Session, reconnect_s: float) -> ClientConnection:
     loop = asyncio.get_running_loop()
     session.lost_since = session.lost_since or loop.time()
+    problem: ConnectionError | None = None
     while True:
-        # A quarter of the time that it has been away by now: from once in a tenth of a second to once in two.
-        pause_s = min(max((loop.time() - session.lost_since) / 4, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
-        await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
-        problem: ConnectionError | None = None
-        try:
-            return await connect({} if session.token else session.parameters)
-        except ConnectionError as error:
-            problem = error
         if loop.time() > session.lost_since + reconnect_s:
             raise ConnectionError(
                 f"the connection was lost, and for {reconnect_s:g} s not to be had again"
             ) from problem
+        # A quarter of the time that it has been away by now: from once in a tenth of a second to once in two.
+        pause_s = min(max((loop.time() - session.lost_since) / 4, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
+        await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+        try:
+            return await connect({} if session.token else session.parameters)
+        except ConnectionError as error:
+            problem = error
 
 
 async def _exchange(connection: ClientConnection, session: _Session, tape: Tape) -> AsyncGenerator[Message, None]:
@@ -197,13 +217,13 @@ async def _exchange(connection: ClientConnection, session: _Session, tape: Tape)
             if message["type"] in ("session.created", "session.resumed"):
                 session.begun, session.lost_since = True, None
             if message["type"] == "session.created":
-                session.token, session.base = message["resume"], session.settled
+                session.token, session.base = message["resume"], max(session.settled, tape.start)
                 message["begins_ms"] = tape.ms_of(session.base)
                 session.parameters["call_id"] = message["call"]
-                sending = asyncio.create_task(_send(connection, tape, session.base))
+                sending = asyncio.create_task(_send(connection, session, tape, session.base))
             elif message["type"] == "session.resumed":
-                heard = tape.bytes_of_samples(message["received"])
-                sending = asyncio.create_task(_send(connection, tape, session.base + heard))
+                heard = max(session.base + tape.bytes_of_samples(message["received"]), tape.start)
+                sending = asyncio.create_task(_send(connection, session, tape, heard))
             elif message["type"] == "audio.settled":
                 session.settled = session.base + tape.bytes_of(message["settled_ms"])
                 await tape.forget(session.settled)
@@ -231,9 +251,15 @@ def _lost(connection: ClientConnection, session: _Session) -> Exception:
     return _Lost() if session.begun else early_end(connection)
 
 
-async def _send(connection: ClientConnection, tape: Tape, position: int) -> None:
+async def _send(connection: ClientConnection, session: _Session, tape: Tape, position: int) -> None:
     with suppress(ConnectionClosed):  # the reading side says why
         while chunk := await tape.after(position):
             await connection.send(chunk)
             position += len(chunk)
+            await tape.sent(position)
+            if (
+                session.token is None
+            ):  # the server keeps no streams: what it has not answered is lost with the connection
+                session.settled = position
+                await tape.forget(position)
         await connection.send(json.dumps({"type": "close"}))

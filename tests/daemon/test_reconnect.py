@@ -4,10 +4,36 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon.reconnect import Tape
+from tests.waiting import until
+
+
+async def test_a_tape_that_is_full_lets_go_of_what_was_sent_and_of_nothing_else() -> None:
+    """A server that settles nothing for minutes, because its Redis is away, must not stop who speaks."""
+    given = 0
+
+    async def source() -> AsyncIterator[bytes]:
+        nonlocal given
+        while given < 300:
+            given += 1
+            yield bytes(1000)  # a second
+
+    tape = Tape(1000, 2)
+    recording = asyncio.create_task(tape.record(source()))
+    await until(lambda: tape.end == 120_000)
+    await asyncio.sleep(0)
+    assert (tape.start, given) == (0, 121), "what was not sent is not dropped: the source waits"
+    for second in range(1, 301):
+        await tape.sent(second * 1000)
+        await asyncio.sleep(0)
+    await asyncio.wait_for(recording, 10.0)
+    assert (tape.start, tape.end) == (180_000, 300_000)
+    with pytest.raises(ValueError, match="the tape begins at 180000, 100 is kept no more"):
+        await tape.after(100)
 
 
 @given(

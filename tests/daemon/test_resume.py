@@ -18,6 +18,7 @@ from daemon.config import load_config
 from daemon.events import read_events
 from daemon.offline import score_recording
 from daemon.wire import emotion_message
+from model.audio import SAMPLE_RATE_HZ
 from model.recording import read_recording
 from tests.daemon.conftest import (
     ASSETS,
@@ -179,6 +180,32 @@ async def test_who_missed_more_than_is_kept_is_told_and_goes_on(
     assert messages.index(resumed) == 2
     assert resumed["missed"] >= 1
     assert messages[-1]["reason"] == "client_closed"
+
+
+async def test_a_server_that_keeps_no_streams_hears_everything_too(spool: Path) -> None:
+    """It settles nothing, so a client that waited for that would stop after two minutes."""
+    silence = np.zeros((1, 150 * SAMPLE_RATE_HZ), np.float32)
+    async with serving(spool / "none", limits={"resume_window_s": 0}) as served, asyncio.timeout(WITHIN_S):
+        messages = [m async for m in stream(served.url, paced(silence, speed=0.0), reconnect_s=5.0)]
+    assert messages[0]["resume"] is None
+    assert messages[-1]["totals"]["received_ms"] == 150_000
+
+
+async def test_a_server_without_room_is_given_up_in_time(spool: Path) -> None:
+    audio = read_recording(TWO)
+    async with serving(spool / "full", limits={"max_streams": 1}) as served, network(served.port) as line:
+        url = f"ws://127.0.0.1:{line.port}/v1/stream"
+        messages = stream(url, paced(audio), reconnect_s=1.0)
+        await anext(messages)
+        async with asyncio.timeout(WITHIN_S):
+            line.up = False
+            line.cut()
+            await until(lambda: len(served.daemon.streams.parking) == 1)
+            async with connect(f"{served.url}?channels=1"):  # another takes the place
+                line.up = True
+                with pytest.raises(ConnectionError, match="for 1 s not to be had again"):
+                    async for _ in messages:
+                        pass
 
 
 @pytest.mark.parametrize(
