@@ -62,9 +62,10 @@ return 'stored'
 TAKE: Final = (
     _NOW
     + """
--- KEYS: work, channel. ARGV: group, entry.
+-- KEYS: work, channel. ARGV: group, entry, how many attempts there are, 1 where this one would be made alone.
 -- Counts an attempt. Returns the ticket, the utterance, history, ms since it was accepted, how many attempts that makes, and
--- why the last one failed; nothing where the entry is not the channel's turn any more; 'expired' where the channel is gone.
+-- why the last one failed; nothing where the entry is not the channel's turn any more; 'expired' where the channel is gone;
+-- 'alone', and counts nothing, where the last attempt is at hand and the worker of the one before it died.
 if redis.call('EXISTS', KEYS[2]) == 0 then
   redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
   return 'expired'
@@ -74,14 +75,16 @@ if redis.call('HGET', KEYS[2], 'entry') ~= ARGV[2] then
   return false
 end
 local head = redis.call('HGET', KEYS[2], 'head')
-local tries = redis.call('HINCRBY', KEYS[2], 'tries', 1)
+local reason = redis.call('HGET', KEYS[2], 'reason') or ''
+local tried = tonumber(redis.call('HGET', KEYS[2], 'tries') or '0')
+if ARGV[4] == '0' and tried > 0 and tried + 1 == tonumber(ARGV[3]) and reason == '' then return 'alone' end
 return {
   redis.call('HGET', KEYS[2], 'k:' .. head),
   redis.call('HGET', KEYS[2], 'u:' .. head),
   redis.call('HGET', KEYS[2], 'history') or '',
   now() - redis.call('HGET', KEYS[2], 't:' .. head),
-  tries,
-  redis.call('HGET', KEYS[2], 'reason') or '',
+  redis.call('HINCRBY', KEYS[2], 'tries', 1),
+  reason,
 }
 """
 )

@@ -224,15 +224,23 @@ class WorkStore:
         found: Any = await self._redis.xautoclaim(self.keys.work, GROUP, consumer, idle_ms, "0-0", count=count)
         return _entries(found[1])
 
-    async def take(self, entry: Entry) -> Taken | None:
+    async def take(self, entry: Entry, *, alone: bool) -> Taken | Literal["alone"] | None:
         """Begins an attempt; None where somebody else has done it.
+
+        Args:
+            entry: what was read or claimed.
+            alone: whether the worker scores nothing beside it. Where it may be what ends its workers the last attempt has to
+                be; it is not begun then, and the answer is "alone".
 
         Raises:
             ExpiredError: if nobody did, in time.
         """
-        found: Any = await self._take([self.keys.work, self.keys.channel(entry.channel)], [GROUP, entry.id])
+        keys = [self.keys.work, self.keys.channel(entry.channel)]
+        found: Any = await self._take(keys, [GROUP, entry.id, self.settings.attempts, int(alone)])
         if found is None:
             return None
+        if found == b"alone":
+            return "alone"
         if found == b"expired":
             raise ExpiredError(
                 f"an utterance of {entry.channel} is lost: no worker took it for {self.settings.expiry_s} s"

