@@ -2,6 +2,8 @@
 # make run    serve until Ctrl-C
 # make test   everything: style, types, architecture, tests
 PYTHON ?= python3
+# Processes that run tests; each takes up to 3 GB.
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 # Through the environment, so that a path may hold spaces and quotes.
@@ -21,7 +23,7 @@ test: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
 # The daemon's environment has no torch; the test environment adds it on top.
 $(VENV)/.demo: pyproject.toml constraints.txt

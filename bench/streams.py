@@ -28,18 +28,19 @@ _TALK = 0.4
 _LIMIT_MS = 500.0
 
 
-def _utterances() -> list[Samples]:
+def utterances() -> list[Samples]:
+    """What is said in the demo call, each `float32 [T]`."""
     return [utterance.audio for utterance in cut(read_recording(OWN_CALL), Config())]
 
 
-def _speaker(utterances: list[Samples], seconds: float, seed: int) -> Samples:
+def speaker(voices: list[Samples], seconds: float, seed: int) -> Samples:
     """One speaker, `float32 [1, T]`: utterances in random order, silences that leave 40 % speech."""
     rng = np.random.default_rng(seed)
 
     def parts() -> Iterator[Samples]:
         yield np.zeros(rng.integers(0, 5 * SAMPLE_RATE_HZ), np.float32)
         while True:
-            speech = utterances[rng.integers(len(utterances))]
+            speech = voices[rng.integers(len(voices))]
             yield speech
             pause = len(speech) * (1 / _TALK - 1) * rng.uniform(0.5, 1.5)
             yield np.zeros(int(pause), np.float32)
@@ -74,8 +75,8 @@ async def _one(daemon: UnderTest, audio: Samples, interim_ms: int) -> _Heard:
 
 
 async def _hold(count: int, seconds: float, interim_ms: int) -> None:
-    utterances = _utterances()
-    audio = [_speaker(utterances, seconds, seed) for seed in range(count)]
+    voices = utterances()
+    audio = [speaker(voices, seconds, seed) for seed in range(count)]
     async with daemon_under_test() as daemon:
         before = daemon.cpu_s()
         heard = await asyncio.gather(*(_one(daemon, a, interim_ms) for a in audio))
