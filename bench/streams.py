@@ -1,11 +1,13 @@
 """How many streams at the pace of speech one machine holds before their scores take longer than they may.
 
     python -m bench.streams --streams 10 20 30 --seconds 60
+    python -m bench.streams --streams 1 2 4 8 16 20 --servers daemon naive per-client
 
 Every stream speaks 40 % of the time (utterances of the demo call with silence between them) and begins at its own moment.
 The programs that send share the machine with the daemon, so the figures are a lower bound. "wait" runs from the decision that
 an utterance ended to its scores; "work" is queue, Whisper, other encoders and ensemble, whenever they were done. "slowest
 stream" is the largest median wait of a stream over that of all. Interim results are those that were given, of those due.
+Other servers are those of `bench.baselines`; the first number of streams that one does not hold is its last.
 """
 
 import argparse
@@ -16,7 +18,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import uvloop
 
-from bench.under_test import UnderTest, daemon_under_test, percentile
+from bench.baselines import KINDS
+from bench.under_test import DAEMON, UnderTest, daemon_under_test, percentile
 from daemon.client import paced, stream
 from daemon.config import Config
 from daemon.demo import OWN_CALL
@@ -24,6 +27,7 @@ from daemon.offline import cut
 from model.audio import SAMPLE_RATE_HZ, Samples
 from model.recording import read_recording
 
+_SERVERS = {"daemon": DAEMON, **{kind: ("bench.baselines", kind) for kind in KINDS}}
 _TALK = 0.4
 _LIMIT_MS = 500.0
 
@@ -74,10 +78,10 @@ async def _one(daemon: UnderTest, audio: Samples, interim_ms: int) -> _Heard:
     return heard
 
 
-async def _hold(count: int, seconds: float, interim_ms: int) -> None:
+async def _hold(server: str, count: int, seconds: float, interim_ms: int) -> bool:
     voices = utterances()
     audio = [speaker(voices, seconds, seed) for seed in range(count)]
-    async with daemon_under_test() as daemon:
+    async with daemon_under_test(program=_SERVERS[server]) as daemon:
         before = daemon.cpu_s()
         heard = await asyncio.gather(*(_one(daemon, a, interim_ms) for a in audio))
         parts = [one.times for one in heard]
@@ -87,21 +91,29 @@ async def _hold(count: int, seconds: float, interim_ms: int) -> None:
         cores = (daemon.cpu_s() - before) / seconds
         p95 = max(float(np.percentile(values, 95)) for values in (wait, work))
         print(  # noqa: T201  # a program
-            f"{count:4} streams: {len(work):5} utterances, wait p50 {percentile(wait, 50)} ms, p95 {percentile(wait, 95)} ms, "
+            f"{server} {count:4} streams: {len(work):5} utterances, "
+            f"wait p50 {percentile(wait, 50)} ms, p95 {percentile(wait, 95)} ms, "
             f"work p50 {percentile(work, 50)} ms, p95 {percentile(work, 95)} ms, slowest stream {slowest:.1f}, "
             f"interim results {given} of {given + dropped}, {cores:.2f} cores, peak {daemon.peak_mb():.0f} MiB: "
             f"{'held' if p95 < _LIMIT_MS else 'NOT held'}"
         )
+    return p95 < _LIMIT_MS
 
 
 async def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, nargs="+", default=[10, 20, 30], help="numbers of streams to try")
     parser.add_argument("--seconds", type=float, default=60.0, help="audio per stream")
+    parser.add_argument("--servers", nargs="+", choices=list(_SERVERS), default=["daemon"], help="what holds them")
     parser.add_argument("--interim-ms", type=int, default=1000, help="distance of interim results, 0 for none")
     options = parser.parse_args()
-    for count in options.streams:
-        await _hold(count, options.seconds, options.interim_ms)
+    held = dict.fromkeys(options.servers, 0)
+    for server in options.servers:
+        for count in options.streams:
+            if not await _hold(server, count, options.seconds, options.interim_ms):
+                break
+            held[server] = count
+    print("streams held: " + ", ".join(f"{server} {count}" for server, count in held.items()))  # noqa: T201  # a program
 
 
 if __name__ == "__main__":

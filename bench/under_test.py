@@ -16,6 +16,7 @@ import numpy as np
 
 from daemon.embedded import EmbeddedRedis
 
+DAEMON = ("daemon", "serve")
 _START_S = 60.0
 _RESAMPLES = 1000
 
@@ -40,11 +41,12 @@ class UnderTest:
 
 
 @asynccontextmanager
-async def daemon_under_test(*settings: str) -> AsyncIterator[UnderTest]:
+async def daemon_under_test(*settings: str, program: Sequence[str] = DAEMON) -> AsyncIterator[UnderTest]:
     """A daemon with the default bundle and a Redis of its own.
 
     Args:
         settings: more of its environment, "NAME=value".
+        program: what takes its place: a Python module and its arguments.
 
     Raises:
         RuntimeError: if it is not ready within a minute.
@@ -54,7 +56,7 @@ async def daemon_under_test(*settings: str) -> AsyncIterator[UnderTest]:
         with tempfile.TemporaryDirectory(prefix="medusa-bench-") as spool:
             environment = os.environ | dict(pair.split("=", 1) for pair in settings)
             environment |= {"MEDUSA_STREAMS__SPOOL_DIR": spool, "MEDUSA_LIMITS__MAX_STREAMS": "1000"}
-            command = [sys.executable, "-m", "daemon", "serve", "--port", str(port), "--redis", redis.url]
+            command = [sys.executable, "-m", *program, "--port", str(port), "--redis", redis.url]
             process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.DEVNULL)
             try:
                 await asyncio.wait_for(_ready(port), _START_S)

@@ -10,13 +10,17 @@ import numpy as np
 
 from daemon.access import assembled, tls
 from daemon.asr import AsrItem, Task
-from daemon.config import EMBEDDED, Config
+from daemon.audit.writer import AUDIT_KEY
+from daemon.calls.alerts import AlertRules
+from daemon.config import EMBEDDED, AlertRuleConfig, AlertsConfig, Config, PolicyConfig
 from daemon.embedded import check_embedded
 from daemon.emotion import EmotionItem
 from daemon.engine import Models, decoder_precision, load_models, pick_device
 from daemon.listening import authority, free
+from daemon.policy import Transcripts
 from daemon.sinks.journal import check_directory
 from daemon.sinks.redis import without_password
+from daemon.tracing.assembled import check_traces
 from model.audio import SAMPLE_RATE_HZ
 from model.bundle import ENSEMBLE, SIGNATURE, Bundle
 from model.labels import CLASSES
@@ -34,6 +38,11 @@ _ENSEMBLE: Final = "ensemble"
 _ENCODER: Final = "encoder "
 """What components are called in `costs` and `precisions`: this and the encoder's name."""
 _ARITHMETIC: Final = {"fp32": "float32", "fp16-weights": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_TRANSCRIPTS: Final[dict[Transcripts, str]] = {
+    "full": "in full, wherever results go",
+    "redacted": "without figures and e-mail addresses; names stay",
+    "off": "none",
+}
 _MEMINFO: Final = Path("/proc/meminfo")
 _UNITS: Final = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -57,6 +66,10 @@ def checked(config: Config) -> dict[str, str]:
     manifest, ensemble = bundle.manifest, bundle.spec
     seconds, needed, available = _seconds(models), _needed_bytes(bundle, config), _available_bytes()
     untrained = [name for name in CLASSES if name not in ensemble.trained_classes]
+    AlertRules((rule.rule() for rule in config.alerts.rules), ensemble.trained_classes)
+    shadow = None if config.models.shadow is None else load_models(config.models.shadow, config.engine_settings())
+    if shadow is not None:
+        needed += _needed_bytes(shadow.bundle, config) - _PROGRAM_BYTES
     return {
         "bundle": f"{bundle.id}, format {manifest.format_version}, opset {manifest.opset}",
         "folder": str(bundle.path),
@@ -74,13 +87,53 @@ def checked(config: Config) -> dict[str, str]:
         "memory": f"at least {_short(needed)}B for the program and its weights"
         + (f"; {_short(available)}B are free here" if available is not None else ""),
         "time": f"{seconds:.2f} s for an utterance of {_SAMPLE_S} s, without its words",
+        "shadow": "none" if shadow is None else f"{shadow.bundle.id} in {shadow.bundle.path}, in memory too",
         "verdict": verdict(seconds, needed, available),
         "listen": listening,
         "access": access,
         "tls": encryption,
+        "analysed": ", ".join(config.policy.analyze) or "every role: policy.analyze names none",
+        "transcripts": _TRANSCRIPTS[config.policy.transcripts],
+        "retention": _retention(config),
+        "audit": _audit(config.policy),
+        "alerts": _alerts(config.alerts),
+        "traces": "as OTEL_* says" if check_traces() else "none: OTEL_* asks for none",
         "redis": without_password(config.redis),
         "spool": str(config.streams.spool_dir.absolute()),
     }
+
+
+def _retention(config: Config) -> str:
+    """How long anybody finds what was said."""
+    of_calls, policy = config.stream_settings(), config.policy
+    common = (
+        f"until {of_calls.maxlen} newer ones came: policy.retain_s is not set"
+        if policy.retain_s is None
+        else f"{policy.retain_s} s"
+    )
+    return (
+        f"audio: none is kept\nevents of a call: {of_calls.call_ttl_s} s after the last\nevents of all calls: {common}"
+    )
+
+
+def _audit(policy: PolicyConfig) -> str:
+    if not policy.audit:
+        return "off: nobody sees who read or deleted what"
+    return f"in {AUDIT_KEY}: {policy.audit_retain_s} s, at most {policy.audit_maxlen} entries"
+
+
+def _alerts(alerts: AlertsConfig) -> str:
+    """The rules; where they are sent may hold a secret, so that they are is all that is said."""
+    if not alerts.rules:
+        return "none: alerts.rules is empty"
+    where = "Redis, the client and the dashboard" + (", and alerts.webhook_url" if alerts.webhook_url else "")
+    return "\n".join([*map(_alert, alerts.rules), f"told to {where}"])
+
+
+def _alert(rule: AlertRuleConfig) -> str:
+    streak = f"{rule.utterances} utterances" if rule.for_s is None else f"{rule.for_s:g} s of speech"
+    emotions = " + ".join(rule.emotions)
+    return f"{rule.name}: {rule.role or 'any role'}, {emotions} at least {rule.above:g} for {streak}"
 
 
 def _signature(bundle: Bundle, trusted: Iterable[str]) -> str:

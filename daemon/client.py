@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, WebSocketE
 from daemon.errors import ConfigError
 from daemon.reconnect import Tape, early_end, resuming
 from daemon.resample import ENCODINGS
+from daemon.transports.opus import OPUS
 from model.audio import SAMPLE_RATE_HZ, Samples
 
 DEFAULT_URL: Final = "ws://127.0.0.1:8765/v1/stream"
@@ -36,14 +37,14 @@ async def stream(
 
     Args:
         url: `ws://host:port/v1/stream`; parameters in its query go along.
-        chunks: binary audio messages; the stream is closed behind the last one.
+        chunks: binary audio messages, with encoding="opus" a packet each; the stream is closed behind the last one.
         token: API key or token, where the server asks for one.
         reconnect_s: how long a lost connection is tried again; 0 gives the stream up with it.
         parameters: of the stream: encoding, sample_rate, channels, roles, language, interim_ms, call_id. They win over
             the same ones in the URL.
 
     Raises:
-        ConfigError: if `url` cannot be one of a stream.
+        ConfigError: if `url` cannot be one of a stream, or Opus packets are to outlive their connection.
         ConnectionError: if there is no such server, or the connection ended before `session.closed`.
     """
     if reconnect_s > 0:
@@ -61,6 +62,8 @@ def _resuming(
 ) -> AsyncGenerator[dict[str, Any], None]:
     asked = parse_qs(urlsplit(stream_url(url, parameters)).query)
     encoding, rate, channels = (asked.get(name, [""])[-1] for name in ("encoding", "sample_rate", "channels"))
+    if encoding == OPUS:
+        raise ConfigError("a stream of Opus packets cannot go on over another connection: leave reconnect_s out")
     frame = ENCODINGS.get(encoding, 1) * (int(channels) if channels.isdecimal() else 1)
     tape = Tape(frame * (int(rate) if rate.isdecimal() else SAMPLE_RATE_HZ), frame)  # the server refuses what is wrong
 

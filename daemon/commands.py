@@ -1,12 +1,12 @@
 """`medusa-daemon`: serve, stream a file, watch events, check a configuration, demonstrate."""
 
 import asyncio
-import importlib.metadata
 import json
 import logging
 import math
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from rich.table import Table
 from daemon.access.keys import digest, new_key
 from daemon.access.principal import ROLES
 from daemon.access.settings import KEY_NAME
+from daemon.audit.writer import AUDIT_KEY
 from daemon.check import checked
 from daemon.client import DEFAULT_URL, paced, piped
 from daemon.client import stream as stream_messages
@@ -35,6 +36,7 @@ from daemon.server import serve as serve_forever
 from daemon.sinks.redis import without_password
 from daemon.wire import redis_fields
 from model.recording import RecordingError, read_recording
+from model.version import told
 
 if sys.platform == "win32":
     from asyncio import run as run_served
@@ -73,7 +75,7 @@ SpeedOption = Annotated[
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"medusa-daemon {importlib.metadata.version('medusa-rt')}")
+        typer.echo(told("medusa-daemon"))
         raise typer.Exit
 
 
@@ -203,16 +205,23 @@ def tail(
     config: ConfigOption = None,
     redis: RedisOption = None,
     call: Annotated[str | None, typer.Option(help="Show this call alone.")] = None,
+    audit: Annotated[bool, typer.Option("--audit", help="Show who did what instead: the audit stream.")] = False,
+    begin: Annotated[
+        bool, typer.Option("--from-start", help="Begin with the oldest entry that Redis has, not with the next one.")
+    ] = False,
 ) -> None:
     """Show events as they arrive in Redis: in the one that `serve` publishes to under the same configuration.
 
     Example: medusa-daemon tail --redis redis://localhost:6379/0
+
+    Example: medusa-daemon tail --audit --from-start
     """
-    _run(_tail(_config(config, redis=redis), call))
+    _run(_tail(_config(config, redis=redis), call, audit=audit, begin=begin))
 
 
-async def _tail(config: Config, call: str | None) -> int:
+async def _tail(config: Config, call: str | None, *, audit: bool, begin: bool) -> int:
     url = config.redis_url()
+    key = AUDIT_KEY if audit else config.stream_settings().events_key
     shown = without_password(url)
 
     def tell(problem: str | None) -> None:
@@ -221,10 +230,24 @@ async def _tail(config: Config, call: str | None) -> int:
         else:
             _complain(f"waiting for {shown}: {problem}", "yellow")
 
-    async for _, fields in read_events(url, on_change=tell):
-        if call is None or fields.get("call") == call:
+    async for _, fields in read_events(url, key=key, start="0" if begin else "$", on_change=tell):
+        if call is not None and fields.get("call") != call:
+            continue
+        if audit:
+            console.print(_audit_line(fields), markup=False, highlight=False, soft_wrap=True)
+        else:
             show(console, fields)
     return 0
+
+
+def _audit_line(fields: Mapping[str, str]) -> str:
+    """When, what, who, and all else that an entry says."""
+    rest = [
+        f"{name}={fields[name]}" for name in fields if name not in ("v", "type", "ts", "who", "count") and fields[name]
+    ]
+    often = "" if fields.get("count", "1") == "1" else f" {fields['count']} times"
+    when = datetime.fromtimestamp(int(fields["ts"]) / 1000, UTC).isoformat(" ", "seconds")
+    return "  ".join(filter(None, (when, fields["type"] + often, fields.get("who"), " ".join(rest))))
 
 
 @app.command()

@@ -48,6 +48,8 @@ from model.signature import read_public_key
 
 DEFAULT_BUNDLE: Final = Path(__file__).parent / "bundles" / "default"
 EMBEDDED: Final = "embedded"
+_FALLBACKS_BEFORE_REFUSAL: Final = 4
+"""Members drop out at this part of the wait at which streams are refused: so the refusal comes last, whatever it is."""
 _PREFIX: Final = "MEDUSA_"
 _DELIMITER: Final = "__"
 _ICE_URL: Final = r"^(stuns?:[^?:@\s]+(:\d{1,5})?|turns?:[^?:@\s]+(:\d{1,5})?(\?transport=(udp|tcp))?)$"
@@ -130,6 +132,8 @@ class ModelsConfig(_Section):
     max_queue_delay_ms: float = Field(default=4.0, ge=0)
     max_queue_size: int = Field(default=64, gt=0)
     workers: int = Field(default=2, gt=0)
+    shadow: Path | None = None
+    """A second bundle, whose results are compared with those of the first and shown to no client."""
 
     @field_validator("trusted_keys")
     @classmethod
@@ -367,6 +371,17 @@ class Config(BaseSettings):
             )
         return policy
 
+    @field_validator("models")
+    @classmethod
+    def _shadows_what_it_serves(cls, models: ModelsConfig, others: ValidationInfo) -> ModelsConfig:
+        role = others.data.get("role")
+        if models.shadow is not None and role in ("gateway", "worker"):
+            raise ValueError(
+                f"shadow is for a process that has streams and models, and a {role} has not both: "
+                "run one with role = all beside the fleet, and give it some of the calls"
+            )
+        return models
+
     @field_validator("role")
     @classmethod
     def _with_a_redis_of_all(cls, role: Role, others: ValidationInfo) -> Role:
@@ -425,7 +440,15 @@ class Config(BaseSettings):
         """As the engine takes them."""
         m = self.models
         batch = BatchSettings(m.max_batch_size, m.max_queue_delay_ms / 1000, m.max_queue_size, m.workers)
-        return EngineSettings(m.device, m.threads, batch, m.whisper_sources, m.trusted_keys, self.policy.transcripts)
+        return EngineSettings(
+            device=m.device,
+            threads=m.threads,
+            batch=batch,
+            whisper_sources=m.whisper_sources,
+            trusted_keys=m.trusted_keys,
+            transcripts=self.policy.transcripts,
+            fallback_wait_s=self.limits.max_wait_ms / 1000 / _FALLBACKS_BEFORE_REFUSAL,
+        )
 
     def call_policy(self) -> Policy:
         """As streams take it."""

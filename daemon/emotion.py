@@ -2,16 +2,20 @@
 
 import time
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from typing import Final
 
 from daemon.asr import Heard, scorable
 from model.adaptation import FUNCTIONALS, NO_HISTORY, History
 from model.audio import Samples
-from model.bundle import inputs_of
 from model.features import Frames, functionals, prosody_frames
 from model.posteriors import Posteriors
 from model.runtime import Runtime
 from model.spec import WHISPER_KINDS
+
+_OF_PROSODY: Final = ("prosody", "functionals")
+_COMPUTED: Final = (*WHISPER_KINDS, *_OF_PROSODY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +47,24 @@ class EmotionModel:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._adaptation = runtime.adaptation
-        self._read = inputs_of(runtime.bundle.spec)
-        self._needs_prosody = any(encoder.kind in ("prosody", "functionals") for encoder in self._read)
+        self._ensembles = (runtime.ensemble, *runtime.fallbacks)
+        # A channel's history has no holes where members drop out: its functionals are computed for it alone then.
+        always = {FUNCTIONALS} if runtime.adaptation is not None else set()
+        self._needed = [always | {encoder.name for encoder in ensemble.reads} for ensemble in self._ensembles]
+        self._computed_here = [encoder for encoder in runtime.bundle.spec.encoders if encoder.kind in _COMPUTED]
 
-    def __call__(self, items: Sequence[EmotionItem]) -> list[Scored]:
-        """Scores one batch."""
+    def __call__(self, items: Sequence[EmotionItem], fallback: int = 0) -> list[Scored]:
+        """Scores one batch.
+
+        Args:
+            items: utterances of one bucket.
+            fallback: which of the bundle's smaller ensembles scores them, counted from 1; 0 for all members.
+        """
         begun = time.perf_counter()
-        frames = self._frames(items)
+        frames = self._frames(items, self._needed[fallback])
         histories = self._adapt(items, frames)
         encoded = time.perf_counter()
-        posteriors = self._runtime.ensemble.score(frames)
+        posteriors = self._ensembles[fallback].score(frames)
         fused = time.perf_counter()
         known = [0.0 if self._adaptation is None else self._adaptation.known(item.history) for item in items]
         return [
@@ -71,23 +83,25 @@ class EmotionModel:
             histories.append(self._adaptation.heard(item.history, plain, len(item.audio)))
         return histories
 
-    def _frames(self, items: Sequence[EmotionItem]) -> list[dict[str, Frames]]:
+    def _frames(self, items: Sequence[EmotionItem], needed: AbstractSet[str]) -> list[dict[str, Frames]]:
+        """The modalities that are needed."""
         audio = [scorable(item.audio) for item in items]
-        rows = [self._computed(samples, item.heard.frames) for samples, item in zip(audio, items, strict=True)]
-        for speech in self._runtime.speech:
+        rows = [self._computed(samples, item.heard.frames, needed) for samples, item in zip(audio, items, strict=True)]
+        for speech in (each for each in self._runtime.speech if each.spec.name in needed):
             for row, frames in zip(rows, speech.encode(audio), strict=True):
                 row[speech.spec.name] = frames
         words = _believed(items)
-        for text in self._runtime.text:
+        for text in (each for each in self._runtime.text if each.spec.name in needed):
             for row, frames in zip(rows, text.encode(words), strict=True):
                 row[text.spec.name] = frames
         return rows
 
-    def _computed(self, audio: Samples, whisper: Frames) -> dict[str, Frames]:
+    def _computed(self, audio: Samples, whisper: Frames, needed: AbstractSet[str]) -> dict[str, Frames]:
         """The modalities of one utterance that need no network of their own."""
+        encoders = [encoder for encoder in self._computed_here if encoder.name in needed]
         row: dict[str, Frames] = {}
-        prosody = prosody_frames(audio) if self._needs_prosody else None
-        for encoder in self._read:
+        prosody = prosody_frames(audio) if any(encoder.kind in _OF_PROSODY for encoder in encoders) else None
+        for encoder in encoders:
             if encoder.kind in WHISPER_KINDS:
                 row[encoder.name] = whisper
             elif prosody is not None and encoder.kind == "prosody":

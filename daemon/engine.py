@@ -5,7 +5,8 @@ utterance -> asr batcher (frames, words) -> emotion batcher (posteriors) -> scor
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from daemon.batcher import Batcher, BatchSettings, Timed
 from daemon.emotion import EmotionItem, EmotionModel, Scored
 from daemon.errors import CapacityError, ConfigError
 from daemon.messages import CallInfo, Latency, Scores, Utterance
+from daemon.overload import Steps
 from daemon.policy import Transcripts, shown
 from model.adaptation import NO_HISTORY, History
 from model.audio import MIN_UTTERANCE, bucket_length, ms_from_samples
@@ -47,6 +49,7 @@ class EngineSettings:
         whisper_sources: where Whisper's weights are; empty takes the bundle's own list.
         trusted_keys: public keys of which one must have signed the bundle; empty takes any bundle.
         transcripts: what of the words is in its scores; the models read them all.
+        fallback_wait_s: how long finals wait before members drop out, where the bundle declares an order.
     """
 
     device: str = "auto"
@@ -55,6 +58,7 @@ class EngineSettings:
     whisper_sources: tuple[str, ...] = ()
     trusted_keys: tuple[str, ...] = ()
     transcripts: Transcripts = "full"
+    fallback_wait_s: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,8 @@ def _try_out(models: Models) -> None:
     silence = np.zeros(MIN_UTTERANCE, np.float32)
     try:
         (heard,) = models.asr([AsrItem(silence, None, Task.FEATURES)])
-        models.emotion([EmotionItem(silence, heard)])
+        for fallback in range(len(models.bundle.manifest.fallbacks) + 1):
+            models.emotion([EmotionItem(silence, heard)], fallback)
     except ValueError as error:
         raise ConfigError(
             f"the bundle {models.bundle.id} was made for other features than this program computes: {error}; "
@@ -141,16 +146,44 @@ def pick_device(wanted: str) -> str:
     return "cuda" if wanted == "cuda" or (wanted == "auto" and gpus > 0) else "cpu"
 
 
+Listener = Callable[[Bundle, CallInfo, Utterance, Heard], None]
+"""Told of what a bundle's Whisper made of a final utterance."""
+
+
+class _Members:
+    """The emotion model with the members that there is time for when a batch begins, not when its utterances began to wait.
+
+    Attributes:
+        fallback: as the model takes it. Threads read it: a number, set on the event loop.
+    """
+
+    def __init__(self, model: EmotionModel) -> None:
+        self.fallback = 0
+        self._model = model
+
+    def __call__(self, items: Sequence[EmotionItem]) -> list[Scored]:
+        """Scores one batch."""
+        return self._model(items, self.fallback) if self.fallback else self._model(items)
+
+
 class Engine:
-    """Implements `daemon.interfaces.Scorer` over two batchers."""
+    """Implements `daemon.interfaces.Scorer` over two batchers.
+
+    Attributes:
+        listener: hears what Whisper made of final utterances; None for nobody.
+        steps: decide which members score, where the bundle declares an order in which they drop out.
+    """
 
     def __init__(
         self, models: Models, settings: EngineSettings, asr: ThreadPoolExecutor, emotion: ThreadPoolExecutor
     ) -> None:
         self.models = models
+        self.listener: Listener | None = None
         self._transcripts = settings.transcripts
+        self.steps = Steps(settings.fallback_wait_s, time.monotonic)
         self.asr: Batcher[AsrItem, Heard] = Batcher("asr", models.asr, asr, settings.batch)
-        self.emotion: Batcher[EmotionItem, Scored] = Batcher("emotion", models.emotion, emotion, settings.batch)
+        self._members = _Members(models.emotion)
+        self.emotion: Batcher[EmotionItem, Scored] = Batcher("emotion", self._members, emotion, settings.batch)
 
     @property
     def bundle_id(self) -> str:
@@ -166,6 +199,11 @@ class Engine:
             if batcher.running_s > _STUCK_S:
                 return f"the {batcher.name} model has been at one batch for {batcher.running_s:.0f} s"
         return None
+
+    @property
+    def has_room(self) -> bool:
+        """Whether nothing is to be done, and there is room for work that may be left out."""
+        return self.asr.idle and self.asr.spare and self.emotion.idle
 
     @property
     def wait_s(self) -> float:
@@ -194,11 +232,14 @@ class Engine:
             CapacityError: if the utterance is interim and a queue is full, or it is `ahead` and the engine is not idle.
             UpstreamError: if a model failed on it.
         """
-        if ahead and not (self.asr.idle and self.asr.spare and self.emotion.idle):
+        if ahead and not self.has_room:
             raise CapacityError("the engine has certain work to do: nothing is scored ahead")
         bucket = bucket_length(max(len(utterance.audio), MIN_UTTERANCE))
         final = utterance.final
         heard = await self._heard(utterance, bucket, info.language)
+        if final and self.listener is not None:
+            self.listener(self.models.bundle, info, utterance, heard.value)
+        self._members.fallback = self.steps.number(self.wait_s, len(self.models.bundle.manifest.fallbacks))
         scored = await self.emotion.submit(EmotionItem(utterance.audio, heard.value, history), bucket, final=final)
         queue_s = heard.queue_s + scored.queue_s
         latency = Latency(
@@ -218,18 +259,18 @@ class Engine:
 async def running_engine(models: Models, settings: EngineSettings) -> AsyncIterator[Engine]:
     """An engine whose batchers run until the block ends."""
     workers = settings.batch.workers
-    with (
-        ThreadPoolExecutor(workers, thread_name_prefix="asr") as asr,
-        ThreadPoolExecutor(workers, thread_name_prefix="emotion") as emotion,
-    ):
-        engine = Engine(models, settings, asr, emotion)
-        tasks = [asyncio.create_task(batcher.run()) for batcher in (engine.asr, engine.emotion)]
-        try:
-            yield engine
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+    asr = ThreadPoolExecutor(workers, thread_name_prefix="asr")
+    emotion = ThreadPoolExecutor(workers, thread_name_prefix="emotion")
+    engine = Engine(models, settings, asr, emotion)
+    tasks = [asyncio.create_task(batcher.run()) for batcher in (engine.asr, engine.emotion)]
+    try:
+        yield engine
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for executor in (asr, emotion):  # a batch may still run, and another bundle's engine goes on meanwhile
+            await asyncio.to_thread(executor.shutdown)
 
 
 def default_threads() -> int:

@@ -22,6 +22,7 @@ COLORS: Final = {
 }
 _BAR: Final = 24
 _MS_PER_S: Final = 1000.0
+_SHARE: Final = "share_"
 
 
 def card(fields: Mapping[str, str]) -> RenderableType:
@@ -63,7 +64,13 @@ def _footer(fields: Mapping[str, str]) -> str:
     known = [f"{name} {float(fields[name]):.1f}/7" for name in ATTRIBUTES if fields[name]]
     attributes = ", ".join(known) if known else "arousal, valence, dominance: not trained in this bundle"
     waited, disagreement = float(fields["lat_ms"]), float(fields["uncertainty"])
-    return f"{attributes}   ·   scored {waited:.0f} ms after its end   ·   disagreement {disagreement:.2f}"
+    said = [attributes, f"scored {waited:.0f} ms after its end", f"disagreement {disagreement:.2f}"]
+    shares = {name: float(value) for name, value in fields.items() if name.startswith(_SHARE)}
+    if shares:
+        said.append("made of " + ", ".join(f"{p:.0%} {name.removeprefix(_SHARE)}" for name, p in shares.items()))
+    if fields.get("members_used"):
+        said.append(f"for lack of time by {fields['members_used'].replace(',', ', ')} alone")
+    return "   ·   ".join(said)
 
 
 def interim_line(fields: Mapping[str, str]) -> Text:
@@ -107,6 +114,10 @@ def flat(message: Mapping[str, object]) -> dict[str, str]:
     probabilities, latency = message["probabilities"], message["latency_ms"]
     assert isinstance(probabilities, dict)
     assert isinstance(latency, dict)
+    shares = message.get("modality_share", {})
+    used = message.get("members_used", [])
+    assert isinstance(shares, dict)
+    assert isinstance(used, list)
     names = ("role", "start_ms", "end_ms", "top", "confidence", "uncertainty", *ATTRIBUTES)
     return {
         "type": "emotion" if message["final"] else "emotion.interim",
@@ -115,6 +126,8 @@ def flat(message: Mapping[str, object]) -> dict[str, str]:
         "lat_ms": str(latency["total"]),
         **{name: "" if message[name] is None else str(message[name]) for name in names},
         **{f"p_{name}": str(probabilities[name]) for name in CLASSES},
+        **{f"{_SHARE}{name}": str(share) for name, share in shares.items()},
+        "members_used": ",".join(map(str, used)),
     }
 
 

@@ -40,6 +40,12 @@ class Metrics:
         )
         self._alerts = Counter("medusa_alerts", "Alerts raised", ["rule"], registry=self.registry)
         self._utterances = Counter("medusa_utterances", "Utterances scored", ["kind"], registry=self.registry)
+        self._reduced = Counter(
+            "medusa_fallback_results",
+            "Results of fewer members than all, by members",
+            ["members"],
+            registry=self.registry,
+        )
         self._latency = Histogram(
             "medusa_stage_seconds",
             "Time of a final utterance in each stage",
@@ -49,7 +55,9 @@ class Metrics:
         )
 
     def scored(self, event: EmotionEvent) -> None:
-        """Counts one result."""
+        """Counts one result. Bundles declare few fallbacks, so there are few labels."""
+        if used := event.scores.posteriors.members_used:
+            self._reduced.labels(",".join(used)).inc()
         self._utterances.labels("final" if event.utterance.final else "interim").inc()
         if event.utterance.final:
             for stage in STAGES:

@@ -39,11 +39,11 @@ Problem = Callable[[], str | None]
 """What is wrong, None if nothing is."""
 
 
-def probes(bundle_id: str, problem: Problem, stuck: Problem, metrics: Metrics) -> list[Route]:
+def probes(bundle_id: Callable[[], str], problem: Problem, stuck: Problem, metrics: Metrics) -> list[Route]:
     """`/health`, `/ready` and `/metrics`.
 
     Args:
-        bundle_id: of the models.
+        bundle_id: of the models that new work is for.
         problem: why there should be no work for us now.
         stuck: what only another process can mend.
         metrics: to show.
@@ -51,7 +51,7 @@ def probes(bundle_id: str, problem: Problem, stuck: Problem, metrics: Metrics) -
 
     async def health(_: Request) -> Response:
         found = stuck()
-        status = {"status": "alive" if found is None else "stuck", "model": bundle_id}
+        status = {"status": "alive" if found is None else "stuck", "model": bundle_id()}
         return JSONResponse(status if found is None else status | {"problem": found}, 200 if found is None else 503)
 
     async def ready(_: Request) -> Response:

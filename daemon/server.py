@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import uvicorn
@@ -32,7 +32,7 @@ from daemon.access.middleware import AccessMiddleware
 from daemon.access.routes import AccessRoutes
 from daemon.access.tls import keep_fresh, tls_context
 from daemon.access.usage import Ledger
-from daemon.audit.assembled import audit_of, note_start, note_stream
+from daemon.audit.assembled import audit_of, note_bundle, note_start, note_stream
 from daemon.batcher import Batcher
 from daemon.calls.alerts import AlertRules
 from daemon.calls.api import CallsApi
@@ -40,20 +40,25 @@ from daemon.calls.board import running_board
 from daemon.calls.tracker import CallTracker
 from daemon.calls.webhook import running_webhook
 from daemon.config import EMBEDDED, Config
+from daemon.drift import Drift
 from daemon.embedded import EmbeddedRedis
-from daemon.engine import Models, load_models, running_engine
-from daemon.fleet.serving import Scoring, engine_scoring, running_gateway
+from daemon.engine import Models
+from daemon.fleet.serving import Scoring, running_gateway
 from daemon.headers import SecurityHeaders
 from daemon.interfaces import Sink
 from daemon.listening import bound
-from daemon.messages import AlertEvent, EmotionEvent, Event
 from daemon.metrics import Metrics
 from daemon.pipeline import Services
 from daemon.probes import Uvicorn, probes, told_to_stop
+from daemon.shadow.assembled import forgetting, shadow_of
 from daemon.sinks.journal import check_directory
 from daemon.sinks.redis import RedisSink
 from daemon.sinks.spool import Spool
 from daemon.streams import Stream, StreamRules, Streams, cancelled
+from daemon.swap import Bundles, reloaded_by_sighup
+from daemon.swap_api import BundleApi
+from daemon.tracing.assembled import tracing_of
+from daemon.tracing.parent import TraceparentMiddleware
 from daemon.transports.audiohook import AudioHookDialect
 from daemon.transports.audiohook_signature import AudioHookKeys
 from daemon.transports.deepgram import DeepgramDialect
@@ -65,6 +70,9 @@ from daemon.transports.twilio import TwilioAccess, TwilioDialect
 from daemon.transports.websocket import WebSocketDoor
 from daemon.transports.whip.cross_origin import Origins
 from daemon.transports.whip.resource import WhipDoor
+from daemon.vitals import vitals
+from daemon.watched import WatchedSink
+from model.bundle import Bundle
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +91,8 @@ class Daemon:
         streams: its streams, through whichever door.
         sink: where events go.
         redis_url: the Redis it publishes to.
+        bundle_id: that it began with.
+        bundles: that it serves; None in a gateway.
     """
 
     app: Starlette
@@ -90,26 +100,7 @@ class Daemon:
     sink: Sink
     redis_url: str
     bundle_id: str
-
-
-class _CountingSink:
-    """Passes events on to the sink and counts them."""
-
-    def __init__(self, sink: Sink, metrics: Metrics) -> None:
-        self._sink = sink
-        self._metrics = metrics
-        self.start, self.healthy, self.drain, self.close = sink.start, sink.healthy, sink.drain, sink.close
-
-    @property
-    def waiting(self) -> int:
-        return self._sink.waiting
-
-    def publish(self, event: Event) -> None:
-        if isinstance(event, EmotionEvent):
-            self._metrics.scored(event)
-        elif isinstance(event, AlertEvent):
-            self._metrics.alerted(event)
-        self._sink.publish(event)
+    bundles: Bundles | None
 
 
 @asynccontextmanager
@@ -119,29 +110,52 @@ async def running_daemon(config: Config) -> AsyncIterator[Daemon]:
     Raises:
         ConfigError: if something that the configuration names is not there.
     """
-    settings = config.engine_settings()
     gate = gate_of(config)
-    models = None if config.role == "gateway" else await asyncio.to_thread(load_models, config.bundle, settings)
+    bundles = await _bundles(config)
     metrics = Metrics()
     async with contextlib.AsyncExitStack() as stack:
+        if bundles is not None:
+            stack.push_async_callback(bundles.close)
         stack.enter_context(threadpool_limits(1))  # NumPy's own threads only get in the way of ours
+        await stack.enter_async_context(vitals(metrics))
         url = await _redis_url(config, stack)
         audit = await stack.enter_async_context(audit_of(config, url, metrics))
-        sink = _CountingSink(_redis_sink(config, url), metrics)
+        sink = WatchedSink(_redis_sink(config, url), metrics)
         stack.push_async_callback(sink.close)
         await sink.start()
-        scoring = await _scoring(config, metrics, models, stack)
+        scoring = await _scoring(config, metrics, bundles, stack)
+        drift = Drift()
+        metrics.registry.register(drift)
+        sink.observers.append(drift.observe)
+        shadow = await stack.enter_async_context(shadow_of(config, url, metrics, bundles))
+        if shadow is not None:
+            sink.observers.append(shadow.observe)
         note_start(audit, config, scoring.bundle.id)
         compute = stack.enter_context(ThreadPoolExecutor(os.cpu_count() or 2, thread_name_prefix="vad"))
         deliver = await stack.enter_async_context(running_webhook(config.alerts.webhook(), metrics.webhooked))
-        calls = CallTracker(sink, _alert_rules(config, scoring), deliver)
-        services = Services(scoring.scorer, calls, compute)
+        calls = CallTracker(sink, _alert_rules(config, scoring.bundle), deliver)
+        scorer = scoring.scorer
+        tracing = await stack.enter_async_context(tracing_of())
+        if tracing is not None:
+            scorer = tracing.traced(scorer)
+            sink.observers.append(tracing.observe)
+        services = Services(scorer, calls, compute)
 
         def opened(stream: Stream) -> None:
             calls.listen(stream.info.session, stream.notify)
             note_stream(audit, stream, streams.rules.policy)
+            if bundles is not None:
+                bundles.hold(stream.info.model, stream.scoring)
+            if tracing is not None:
+                tracing.opened(stream.info.session)
+
+        def changed(models: Models, before: str, who: str) -> None:
+            _renew(streams, models)
+            note_bundle(audit, models.bundle.id, before, who)
 
         streams = Streams(_rules(config, scoring), services, metrics, scoring.wait_s, opened)
+        if bundles is not None:
+            bundles.changed = changed
         watched = running_board(url, streams.drained, metrics.dashboard_dropped.inc, config.stream_settings())
         board = await stack.enter_async_context(watched)
 
@@ -150,31 +164,63 @@ async def running_daemon(config: Config) -> AsyncIterator[Daemon]:
             audit.tally("refused", code=code)
 
         access = AccessRoutes(gate, config.access.token_ttl_s, config.access.session_ttl_s)
-        routes = [*_doors(streams, config), *access.routes(), *CallsApi(board, audit).routes()]
-        app = _app(streams, sink, scoring, metrics, routes, _guard(config, gate, refused))
-        yield Daemon(app, streams, sink, url, scoring.bundle.id)
+        routes = [
+            *_doors(streams, config),
+            *access.routes(),
+            *forgetting(CallsApi(board, audit).routes(), shadow),
+            *BundleApi(bundles).routes(),
+        ]
+        inner = [_guard(config, gate, refused), *([Middleware(TraceparentMiddleware)] if tracing is not None else [])]
+        app = _app(streams, sink, scoring, metrics, routes, inner)
+        yield Daemon(app, streams, sink, url, scoring.bundle.id, bundles)
+
+
+async def _bundles(config: Config) -> Bundles | None:
+    """Models of our own, loaded before anything else is begun; None in a gateway."""
+    if config.role == "gateway":
+        return None
+
+    def check(bundle: Bundle) -> None:
+        _alert_rules(config, bundle)
+
+    bundles = Bundles(config.bundle, config.engine_settings(), check)
+    await bundles.start()
+    return bundles
 
 
 async def _scoring(
-    config: Config, metrics: Metrics, models: Models | None, stack: contextlib.AsyncExitStack
+    config: Config, metrics: Metrics, bundles: Bundles | None, stack: contextlib.AsyncExitStack
 ) -> Scoring:
     """Models of our own, or workers elsewhere."""
-    if models is None:
+    if bundles is None:
         return await stack.enter_async_context(running_gateway(config, metrics))
-    engine = await stack.enter_async_context(running_engine(models, config.engine_settings()))
-    _watch(metrics, engine.asr)
-    _watch(metrics, engine.emotion)
-    return engine_scoring(engine)
+    _watch(metrics, "asr", lambda: bundles.engine.asr)
+    _watch(metrics, "emotion", lambda: bundles.engine.emotion)
+    metrics.registry.register(bundles)
+    models = bundles.engine.models
+    return Scoring(bundles, models.bundle, models.languages, bundles.stuck, bundles.stuck, lambda: bundles.wait_s)
 
 
-def _watch(metrics: Metrics, batcher: Batcher[Any, Any]) -> None:
-    name = batcher.name
-    metrics.watch(f"medusa_{name}_queue_depth", f"Items that wait for the {name} model", lambda: batcher.depth)
+def _watch(metrics: Metrics, name: str, batcher: Callable[[], Batcher[Any, Any]]) -> None:
+    """Watches a batcher of the bundle that is served; it is another one once that has changed."""
+    metrics.watch(f"medusa_{name}_queue_depth", f"Items that wait for the {name} model", lambda: batcher().depth)
     metrics.watch(
-        f"medusa_{name}_load", f"Share of the last seconds in which the {name} model ran", lambda: batcher.load
+        f"medusa_{name}_load", f"Share of the last seconds in which the {name} model ran", lambda: batcher().load
     )
-    metrics.watch(f"medusa_{name}_batches", f"Batches of the {name} model", lambda: batcher.counts.batches)
-    metrics.watch(f"medusa_{name}_items", f"Items of the {name} model", lambda: batcher.counts.items)
+    metrics.watch(f"medusa_{name}_batches", f"Batches of the {name} model", lambda: batcher().counts.batches)
+    metrics.watch(f"medusa_{name}_items", f"Items of the {name} model", lambda: batcher().counts.items)
+
+
+def _renew(streams: Streams, models: Models) -> None:
+    """Has new streams begin with another bundle."""
+    spec = models.bundle.spec
+    streams.rules = replace(
+        streams.rules,
+        bundle_id=models.bundle.id,
+        trained_classes=spec.trained_classes,
+        trained_attributes=spec.trained_attributes,
+        languages=models.languages,
+    )
 
 
 async def _redis_url(config: Config, stack: contextlib.AsyncExitStack) -> str:
@@ -191,9 +237,8 @@ def _redis_sink(config: Config, url: str) -> RedisSink:
     return RedisSink(url, spool=spool, settings=config.stream_settings())
 
 
-def _alert_rules(config: Config, scoring: Scoring) -> AlertRules:
-    trained = scoring.bundle.spec.trained_classes
-    return AlertRules((rule.rule() for rule in config.alerts.rules), trained)
+def _alert_rules(config: Config, bundle: Bundle) -> AlertRules:
+    return AlertRules((rule.rule() for rule in config.alerts.rules), bundle.spec.trained_classes)
 
 
 def _rules(config: Config, scoring: Scoring) -> StreamRules:
@@ -255,7 +300,7 @@ def _guard(config: Config, gate: Gate, refused: Callable[[str], None]) -> Middle
 
 
 def _app(
-    streams: Streams, sink: Sink, scoring: Scoring, metrics: Metrics, routes: list[BaseRoute], guard: Middleware
+    streams: Streams, sink: Sink, scoring: Scoring, metrics: Metrics, routes: list[BaseRoute], inner: list[Middleware]
 ) -> Starlette:
     def problem() -> str | None:
         return "shutting down" if streams.draining else sink.healthy() or scoring.problem()
@@ -264,10 +309,10 @@ def _app(
         return FileResponse(_DEMO_CALL, media_type="audio/flac")
 
     return Starlette(
-        middleware=[Middleware(SecurityHeaders), guard],
+        middleware=[Middleware(SecurityHeaders), *inner],
         routes=[
             *routes,
-            *probes(scoring.bundle.id, problem, scoring.stuck, metrics),
+            *probes(lambda: streams.rules.bundle_id, problem, scoring.stuck, metrics),
             Route("/demo/call.flac", demo_call),
             Mount(
                 "/client", StaticFiles(directory=_CLIENT), middleware=[Middleware(CORSMiddleware, allow_origins=["*"])]
@@ -292,16 +337,22 @@ async def serve(
     Raises:
         ConfigError: if the configuration cannot work.
     """
+    ours = stop is None
     stop = stop or told_to_stop()
     with bound(config) as listening:
         check_directory(config.streams.spool_dir)
         if config.insecure and not config.access.required:
             _log.warning("nobody needs a key: whoever reaches %s may stream, read and delete calls", config.host)
-        return await _serve_on(listening, config, on_ready, stop)
+        return await _serve_on(listening, config, on_ready, stop, signals=ours)
 
 
 async def _serve_on(
-    listening: socket.socket, config: Config, on_ready: Callable[[Daemon, int], None], stop: asyncio.Event
+    listening: socket.socket,
+    config: Config,
+    on_ready: Callable[[Daemon, int], None],
+    stop: asyncio.Event,
+    *,
+    signals: bool,
 ) -> int:
     certificate = certificate_of(config)
     tls = None if certificate is None else tls_context(certificate)
@@ -315,6 +366,8 @@ async def _serve_on(
         if serving.done():
             await serving
             return 1
+        if signals:
+            stack.enter_context(reloaded_by_sighup(daemon.bundles))
         on_ready(daemon, listening.getsockname()[1])
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)

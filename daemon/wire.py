@@ -74,6 +74,8 @@ def _emotion_fields(event: EmotionEvent) -> dict[str, str]:
         **{f"p_{name}": _number(p) for name, p in zip(CLASSES, posteriors.probabilities, strict=True)},
         **{name: _number(value) for name, value in zip(ATTRIBUTES, posteriors.attributes, strict=True)},
         "uncertainty": _number(posteriors.uncertainty),
+        **{f"share_{name}": _number(share) for name, share in posteriors.modality_share},
+        **({"members_used": ",".join(posteriors.members_used)} if posteriors.members_used else {}),
         "adaptation": _number(scores.adaptation),
         "abstained": str(int(posteriors.abstained)),
         "text": transcript.text if transcript else "",
@@ -182,6 +184,10 @@ def emotion_message(event: EmotionEvent) -> Message:
             for name, value in zip(ATTRIBUTES, posteriors.attributes, strict=True)
         },
         "uncertainty": round(posteriors.uncertainty, _DECIMALS),
+        **_where_known(
+            modality_share={name: round(share, _DECIMALS) for name, share in posteriors.modality_share},
+            members_used=list(posteriors.members_used),
+        ),
         "adaptation": round(scores.adaptation, _DECIMALS),
         "abstained": posteriors.abstained,
         "text": transcript.text if transcript else None,
@@ -190,6 +196,11 @@ def emotion_message(event: EmotionEvent) -> Message:
         "model": event.info.model,
         "latency_ms": latency_message(scores.latency),
     }
+
+
+def _where_known(**fields: Any) -> Message:
+    """Fields that only some results have: not there, rather than empty, where there is nothing to say."""
+    return {name: value for name, value in fields.items() if value}
 
 
 def alert_message(event: AlertEvent) -> Message:

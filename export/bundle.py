@@ -24,6 +24,7 @@ from model.bundle import (
     Manifest,
     ensemble_inputs,
     ensemble_outputs,
+    fallback_file,
     graph_file,
     read_bundle,
     tokenizer_file,
@@ -93,7 +94,7 @@ def _write_graphs(
 ) -> list[Figure]:
     """Writes every graph and tokenizer; measures the encoders' float32 graphs, which may not stay."""
     encoders = {encoder.name: encoder for encoder in checkpoint.spec.encoders}
-    total = len(checkpoint.members) + 3
+    total = len(checkpoint.members) + len(checkpoint.fallbacks) + 3
     for name in ("encoders", "members", "tokenizers"):
         (folder / name).mkdir()
     figures = _write_encoders(checkpoint.spec, precisions, folder, limits)
@@ -104,8 +105,11 @@ def _write_graphs(
         store.write_with_weights(graph, f"members/{member.spec.name}.onnx")
         progress("export", done, total)
     onnx.save(export_meta(checkpoint.meta, len(checkpoint.members)), folder / "meta.onnx")
-    progress("export", total - 1, total)
-    store.write(converted(export_ensemble(checkpoint.ensemble()), precisions[ENSEMBLE_COMPONENT]), ENSEMBLE)
+    progress("export", len(checkpoint.members) + 2, total)
+    parts = {ENSEMBLE: checkpoint}
+    parts |= {fallback_file(n): checkpoint.fallback(n) for n in range(1, len(checkpoint.fallbacks) + 1)}
+    for file, part in parts.items():
+        store.write(converted(export_ensemble(part.ensemble()), precisions[ENSEMBLE_COMPONENT]), file)
     progress("export", total, total)
     return figures
 
@@ -146,6 +150,8 @@ def _manifest(checkpoint: Checkpoint, folder: Path) -> Manifest:
         inputs=ensemble_inputs(spec),
         outputs=ensemble_outputs(spec),
         adaptation_strength=checkpoint.adaptation.strength if checkpoint.adaptation else None,
+        lineage=checkpoint.lineage,
+        fallbacks=tuple(fallback.spec for fallback in checkpoint.fallbacks),
     )
 
 

@@ -24,6 +24,7 @@ from model.bundle import (
     SPEECH_AUDIO_MASK,
     TEXT_INPUTS,
     WHISPER_INPUT,
+    fallback_file,
     graph_file,
     inputs_of,
     mask_of,
@@ -48,7 +49,9 @@ _NO_COUNT: Final = -1
 
 
 def component_costs(checkpoint: Checkpoint, folder: Path, seconds: float = UTTERANCE_S) -> Costs:
-    """Component ("encoder NAME", "member NAME", "meta-classifier", "ensemble") -> "flops", "parameters", "bytes".
+    """Component -> "flops", "parameters", "bytes".
+
+    Components are "encoder NAME", "member NAME", "meta-classifier", "ensemble" and "fallback NUMBER".
 
     Args:
         checkpoint: what was exported.
@@ -73,6 +76,11 @@ def component_costs(checkpoint: Checkpoint, folder: Path, seconds: float = UTTER
         costs[f"member {member.spec.name}"] = _cost(folder / "members" / f"{member.spec.name}.onnx", sizes, count)
     costs["meta-classifier"] = _cost(folder / "meta.onnx", {}, meta)
     costs["ensemble"] = _cost(folder / ENSEMBLE, frame_sizes(frames.values(), seconds), sum(parameters) + meta)
+    for number in range(1, len(checkpoint.fallbacks) + 1):
+        smaller = checkpoint.fallback(number)
+        sizes = frame_sizes(inputs_of(smaller.spec), seconds)
+        parts = [_count(_served(member)) for member in smaller.members] + [_count(smaller.meta.parameters())]
+        costs[f"fallback {number}"] = _cost(folder / fallback_file(number), sizes, sum(parts))
     return costs
 
 

@@ -19,7 +19,7 @@ from export.parity_graphs import Differences, ensemble_differences, member_diffe
 from export.parity_utterances import bundle_posteriors, example_utterances
 from export.precision import ENSEMBLE_COMPONENT, META, Precision, Precisions
 from export.references import Reference, reference_of
-from model.bundle import ENSEMBLE, Bundle, Manifest, graph_file
+from model.bundle import ENSEMBLE, Bundle, Manifest, fallback_file, graph_file
 from model.network.checkpoint import Checkpoint
 from model.onnx_encoders import with_graphs
 from model.spec import EnsembleSpec
@@ -82,7 +82,7 @@ class Component:
     """A part of a bundle that has a graph.
 
     Attributes:
-        name: "encoder NAME", "member NAME", "meta-classifier" or "ensemble".
+        name: "encoder NAME", "member NAME", "meta-classifier", "ensemble" or "fallback NUMBER".
         file: its graph; large constants may lie beside it in a file that ends in ".weights".
         precision: its arithmetic.
     """
@@ -94,15 +94,23 @@ class Component:
 
 def components(manifest: Manifest) -> tuple[Component, ...]:
     """The parts of a bundle, encoders first."""
-    return components_of(manifest.ensemble, {**Precisions().of(manifest.ensemble), **manifest.precisions})
+    precisions = {**Precisions().of(manifest.ensemble), **manifest.precisions}
+    return components_of(manifest.ensemble, precisions, len(manifest.fallbacks))
 
 
-def components_of(spec: EnsembleSpec, precisions: Mapping[str, str]) -> tuple[Component, ...]:
-    """The parts of an ensemble at these precisions (`Precisions.of`)."""
+def components_of(spec: EnsembleSpec, precisions: Mapping[str, str], fallbacks: int = 0) -> tuple[Component, ...]:
+    """The parts of an ensemble at these precisions (`Precisions.of`), and so many fallbacks at the ensemble's."""
     files = {f"encoder {encoder.name}": graph_file(encoder) for encoder in with_graphs(spec)}
     files |= {f"member {member.name}": f"members/{member.name}.onnx" for member in spec.members}
     files |= {META: "meta.onnx", ENSEMBLE_COMPONENT: ENSEMBLE}
-    return tuple(Component(name, file, _known(precisions[name])) for name, file in files.items())
+    found = [Component(name, file, _known(precisions[name])) for name, file in files.items()]
+    alike = _known(precisions[ENSEMBLE_COMPONENT])
+    numbers = range(1, fallbacks + 1)
+    return (*found, *(Component(_fallback(number), fallback_file(number), alike) for number in numbers))
+
+
+def _fallback(number: int) -> str:
+    return f"fallback {number}"
 
 
 def _known(precision: str) -> Precision:
@@ -134,7 +142,8 @@ def measure(checkpoint: Checkpoint, bundle: Bundle, limits: Limits) -> list[Figu
         SourceError: if the weights of an encoder are not to be had.
     """
     parts = {part.name: part for part in components(bundle.manifest)}
-    wanted = {part.name for part in components_of(checkpoint.spec, Precisions().of(checkpoint.spec))}
+    fallbacks = len(checkpoint.fallbacks)
+    wanted = {part.name for part in components_of(checkpoint.spec, Precisions().of(checkpoint.spec), fallbacks)}
     if wanted != parts.keys():
         raise ParityError(f"the bundle has {', '.join(sorted(parts))}, the checkpoint {', '.join(sorted(wanted))}")
     figures = _facts(bundle, parts.values())
@@ -152,7 +161,11 @@ def measure(checkpoint: Checkpoint, bundle: Bundle, limits: Limits) -> list[Figu
         difference = member_difference(checkpoint, member, bundle.path / part.file)
         figures.append(Figure(part.name, difference, limits.accepted(part.precision)))
     figures.append(Figure(META, meta_difference(checkpoint, bundle.path / parts[META].file), limits.posterior))
-    figures += _ensemble_figures(ensemble_differences(checkpoint, bundle.path), parts[ENSEMBLE_COMPONENT], limits)
+    ensembles = {ENSEMBLE_COMPONENT: checkpoint}
+    ensembles |= {_fallback(number): checkpoint.fallback(number) for number in range(1, fallbacks + 1)}
+    for name, trained in ensembles.items():
+        differences = ensemble_differences(trained, bundle.path / parts[name].file)
+        figures += _ensemble_figures(differences, parts[name], limits)
     return figures + _bundle_figures(checkpoint, bundle, parts, limits)
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from export.parity_encoders import graph_session
 from export.to_onnx import META_INPUT
-from model.bundle import ENSEMBLE, MODALITY_SHARE, ensemble_outputs, inputs_of, mask_of
+from model.bundle import MODALITY_SHARE, ensemble_outputs, inputs_of, mask_of
 from model.features import Frames, collate
 from model.labels import ATTRIBUTE_RANGE
 from model.network.checkpoint import Checkpoint
@@ -51,9 +51,9 @@ class Differences:
     neighbours: float
 
 
-def ensemble_differences(checkpoint: Checkpoint, folder: Path) -> Differences:
-    """The served graph against the ensemble."""
-    session, items = graph_session(folder / ENSEMBLE), example_items(checkpoint)
+def ensemble_differences(checkpoint: Checkpoint, graph: Path) -> Differences:
+    """A graph that is served against its ensemble."""
+    session, items = graph_session(graph), example_items(checkpoint)
     encoders, names = inputs_of(checkpoint.spec), list(ensemble_outputs(checkpoint.spec))
 
     def run(batch: Sequence[Item], extra_steps: int = 0) -> Array:

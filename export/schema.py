@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Final, Literal
 
-from model.bundle import FORMAT_VERSION, Manifest
+from model.bundle import FORMAT_VERSION, LATER_FIELDS, Manifest
 from model.labels import ATTRIBUTES, CLASSES
-from model.spec import EncoderSpec, EnsembleSpec, MemberSpec
+from model.spec import EncoderSpec, EnsembleSpec, Fallback, Lineage, MemberSpec
 
 Schema = dict[str, Any]
 
@@ -59,6 +59,12 @@ _RULES: Final[Mapping[type, Mapping[str, Schema]]] = {
         "sources": {"items": {"type": "string", "pattern": "^(package|path|hub|bundle):"}},
         "sha256": {"pattern": "^([0-9a-f]{64})?$"},
     },
+    Fallback: {
+        "members": {"minItems": 1, "uniqueItems": True},
+        "temperature": {"exclusiveMinimum": 0},
+        "abstain_below": {"minimum": 0, "maximum": 1},
+    },
+    Lineage: {"clips": {"minimum": 0}, "speakers": {"minimum": 0}},
     MemberSpec: {
         "modalities": {"minItems": 1, "uniqueItems": True},
         "heads": _ABOVE_0,
@@ -86,7 +92,7 @@ def manifest_schema() -> Schema:
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"manifest.json of a MEDUSA-RT bundle, format version {FORMAT_VERSION}",
         **top,
-        "required": [item.name for item in fields(Manifest)],
+        "required": [item.name for item in fields(Manifest) if item.name not in LATER_FIELDS],
         "$defs": definitions,
     }
 

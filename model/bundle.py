@@ -4,6 +4,7 @@
     SHA256SUMS         hashes of every file, the manifest included (`sha256sum --check SHA256SUMS`)
     SHA256SUMS.sig     ed25519 signature of SHA256SUMS, where the bundle is signed: see `model.signature`
     ensemble.onnx      members, meta-classifier and calibration in one graph: what is served
+    fallback-N.onnx    the same of fewer members, for when there is not time for all: see `Fallback`
     members/NAME.onnx, meta.onnx                    the same in parts
     encoders/NAME.onnx, tokenizers/NAME.json        encoders that travel with the bundle
     adaptation.npy     mean functionals of the training data, where the members hear utterances against their channel
@@ -27,13 +28,15 @@ from model.adaptation import Adaptation
 from model.labels import ATTRIBUTES, CLASSES
 from model.plain import mistakes
 from model.sources import sha256_of
-from model.spec import EncoderSpec, EnsembleSpec
+from model.spec import EncoderSpec, EnsembleSpec, Fallback, Lineage, check_fallbacks
 
 FORMAT_VERSION: Final = 2
 MANIFEST: Final = "manifest.json"
 SUMS: Final = "SHA256SUMS"
 SIGNATURE: Final = "SHA256SUMS.sig"
 ENSEMBLE: Final = "ensemble.onnx"
+LATER_FIELDS: Final = frozenset({"fallbacks", "lineage"})
+"""Fields of a manifest that bundles of this format version may lack, because older programs did not write them."""
 ADAPTATION: Final = "adaptation.npy"
 """Mean functionals of the training data, `float32 [S, d]`."""
 
@@ -66,6 +69,11 @@ WHISPER_OUTPUT: Final = "states"
 def graph_file(encoder: EncoderSpec) -> str:
     """Where the bundle keeps the graph of an encoder that travels with it."""
     return f"encoders/{encoder.name}.onnx"
+
+
+def fallback_file(number: int) -> str:
+    """Where the bundle keeps the graph of a fallback; they count from 1, the one that is used first."""
+    return f"fallback-{number}.onnx"
 
 
 class BundleError(RuntimeError):
@@ -129,6 +137,9 @@ class Manifest:
         precisions: component -> the precision that its weights are stored and computed in ("fp32", "fp16", "int8", ...).
         adaptation_strength: utterances that the reference in `adaptation.npy` counts for when functionals are adapted to their
             channel (`model.adaptation`); None where they are read as they are.
+        fallbacks: smaller ensembles for when there is not time for all members, in the order in which they are turned to.
+        lineage: the steps that made it out of another ensemble, the first one first; none where it was trained from scratch.
+            Bundles from before this field have none.
         bundle_id: name and hash over the hashes of all files but the manifest.
         files: path -> SHA-256 of every file but the manifest, the sums and their signature.
         format_version: of the bundle's layout.
@@ -148,6 +159,8 @@ class Manifest:
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
     precisions: dict[str, str] = field(default_factory=dict)
     adaptation_strength: float | None = None
+    fallbacks: tuple[Fallback, ...] = ()
+    lineage: tuple[Lineage, ...] = ()
     bundle_id: str = ""
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -159,7 +172,7 @@ class Manifest:
         Raises:
             ValueError: if a field is missing, unknown or wrong.
         """
-        if missing := sorted({item.name for item in fields(cls)} - set(data)):
+        if missing := sorted({item.name for item in fields(cls)} - set(data) - LATER_FIELDS):
             raise ValueError(f"fields missing: {missing}")
         if wrong := list(mistakes(data, cls)):
             raise ValueError("; ".join(wrong))
@@ -173,7 +186,10 @@ class Manifest:
         if (strength := data["adaptation_strength"]) is not None and not strength > 0:
             raise ValueError(f"adaptation_strength is above 0, or null, got {strength}")
         _check_parity(data["parity"], data["tolerances"])
-        return cls(**{**data, **tensors, "ensemble": spec})
+        lineage = tuple(Lineage(**step) for step in data.get("lineage", ()))
+        fallbacks = tuple(Fallback(**{**f, "members": tuple(f["members"])}) for f in data.get("fallbacks", ()))
+        check_fallbacks([member.name for member in spec.members], [fallback.members for fallback in fallbacks])
+        return cls(**{**data, **tensors, "ensemble": spec, "fallbacks": fallbacks, "lineage": lineage})
 
 
 def _check_parity(parity: Mapping[str, float], tolerances: Mapping[str, float]) -> None:
@@ -299,6 +315,7 @@ def _refuse_constant(name: str) -> NoReturn:
 def _served(manifest: Manifest) -> set[str]:
     """The files that a runtime opens: the ensemble's graph, and what travels with it."""
     spec, served = manifest.ensemble, {ENSEMBLE}
+    served.update(fallback_file(number) for number in range(1, len(manifest.fallbacks) + 1))
     if manifest.adaptation_strength is not None:
         served.add(ADAPTATION)
     for encoder in spec.encoders:

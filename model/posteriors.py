@@ -3,6 +3,7 @@
 Shapes: M = members, 8 = classes in canonical order, 3 = attributes in canonical order.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,12 +25,17 @@ class Posteriors:
         attributes: arousal, valence, dominance in 1..7; None where the bundle was not trained on it.
         uncertainty: disagreement of the members in 0..1: the Jensen-Shannon divergence of their posteriors.
         abstained: the confidence lies below the bundle's abstention threshold.
+        modality_share: modality -> its share of the fused vector, sum 1, in the order of `EnsembleSpec.shared_by`: the mean
+            over the members that have shares. Empty where no member has.
+        members_used: names of the members that were asked, where it was not all of them; empty where it was.
     """
 
     probabilities: tuple[float, ...]
     attributes: tuple[float | None, ...]
     uncertainty: float
     abstained: bool
+    modality_share: tuple[tuple[str, float], ...] = ()
+    members_used: tuple[str, ...] = ()
 
     @property
     def top(self) -> str:
@@ -67,6 +73,19 @@ def posteriors_of(
         uncertainty=disagreement(member_probabilities),
         abstained=bool(normal.max() < abstain_below),
     )
+
+
+def shares_of(names: Sequence[str], rows: npt.NDArray[np.float32]) -> list[tuple[tuple[str, float], ...]]:
+    """Shares `[B, S]` of what `names` are, as `Posteriors.modality_share` has them.
+
+    Raises:
+        ValueError: if a share is not finite.
+    """
+    if not np.isfinite(rows).all():
+        raise ValueError(f"the ensemble gave shares of {', '.join(names)} that are not finite: {rows.tolist()}")
+    normal = rows.astype(np.float64)
+    normal /= normal.sum(axis=1, keepdims=True)
+    return [tuple(zip(names, map(float, row), strict=True)) for row in normal]
 
 
 def disagreement(member_probabilities: npt.NDArray[np.float32]) -> float:

@@ -6,18 +6,28 @@ Shapes: B = batch, F = frames, T = tokens, M = members, d = width of a frame.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from model.adaptation import Adaptation
-from model.bundle import ENSEMBLE, Bundle, inputs_of, mask_of, read_bundle
+from model.bundle import (
+    ENSEMBLE,
+    MODALITY_SHARE,
+    Bundle,
+    ensemble_inputs,
+    ensemble_outputs,
+    fallback_file,
+    inputs_of,
+    mask_of,
+    read_bundle,
+)
 from model.features import Frames, collate
 from model.onnx_encoders import OnnxHiddenStates, OnnxSpeechEncoder, OnnxTextEncoder, with_graphs
 from model.onnx_session import CPU, load_graph
-from model.posteriors import Posteriors, posteriors_of
+from model.posteriors import Posteriors, posteriors_of, shares_of
 from model.spec import EncoderSpec
 
 
@@ -28,17 +38,27 @@ class EnsembleRuntime:
         bundle: what to run.
         threads: threads of one call.
         providers: as for `make_session`.
+        fallback: number of a smaller ensemble to run in its place, as `Manifest.fallbacks` counts them from 1; 0 for all
+            members.
+
+    Attributes:
+        reads: the encoders whose frames it needs.
 
     Raises:
         BundleError: if the graph is not what the manifest says.
         ProviderError: as for `make_session`.
     """
 
-    def __init__(self, bundle: Bundle, threads: int, providers: Sequence[str] = (CPU,)) -> None:
-        manifest, path = bundle.manifest, bundle.path / ENSEMBLE
-        self._manifest = manifest
-        self._inputs = inputs_of(manifest.ensemble)
-        self._session = load_graph(path, threads, providers, manifest.inputs, manifest.outputs)
+    def __init__(self, bundle: Bundle, threads: int, providers: Sequence[str] = (CPU,), *, fallback: int = 0) -> None:
+        self._spec, self._abstain_below, file = bundle.spec, bundle.manifest.abstain_below, ENSEMBLE
+        self._used: tuple[str, ...] = ()
+        if fallback:
+            chosen, file = bundle.manifest.fallbacks[fallback - 1], fallback_file(fallback)
+            self._spec, self._abstain_below = bundle.spec.reduced(chosen.members), chosen.abstain_below
+            self._used = chosen.members
+        self.reads = inputs_of(self._spec)
+        inputs, outputs = ensemble_inputs(self._spec), ensemble_outputs(self._spec)
+        self._session = load_graph(bundle.path / file, threads, providers, inputs, outputs)
 
     def score(self, frames: Sequence[Mapping[str, Frames]]) -> list[Posteriors]:
         """Posteriors of utterances; none depends on its neighbours.
@@ -52,14 +72,19 @@ class EnsembleRuntime:
         if not frames:
             return []
         feed: dict[str, npt.NDArray[np.generic]] = {}
-        for encoder in self._inputs:
+        for encoder in self.reads:
             rows = [_frames_of(encoder, index, item) for index, item in enumerate(frames)]
             feed[encoder.name], feed[mask_of(encoder.name)] = collate(rows, encoder.stack)
-        outputs = self._session.run(["probabilities", "attributes", "member_probabilities"], feed)
-        spec, threshold = self._manifest.ensemble, self._manifest.abstain_below
+        spec, told = self._spec, [MODALITY_SHARE] if self._spec.shared_by else []
+        outputs = self._session.run(["probabilities", "attributes", "member_probabilities", *told], feed)
+        found = [
+            posteriors_of(probabilities, attributes, members, spec.trained_attributes, self._abstain_below)
+            for probabilities, attributes, members in zip(*outputs[:3], strict=True)
+        ]
+        shares = shares_of(spec.shared_by, outputs[3]) if told else [()] * len(found)
         return [
-            posteriors_of(probabilities, attributes, members, spec.trained_attributes, threshold)
-            for probabilities, attributes, members in zip(*outputs, strict=True)
+            replace(posteriors, modality_share=share, members_used=self._used)
+            for posteriors, share in zip(found, shares, strict=True)
         ]
 
 
@@ -74,6 +99,7 @@ class Runtime:
         text: the text transformers: texts to frames.
         hidden_states: Whisper's encoder; None where CTranslate2 encodes.
         adaptation: of functionals to their channel; None where they are read as they are.
+        fallbacks: smaller ensembles for when there is not time for the whole one, in the order in which they are turned to.
     """
 
     bundle: Bundle
@@ -82,6 +108,7 @@ class Runtime:
     text: tuple[OnnxTextEncoder, ...]
     hidden_states: OnnxHiddenStates | None
     adaptation: Adaptation | None = None
+    fallbacks: tuple[EnsembleRuntime, ...] = ()
 
 
 def load_runtime(path: Path, threads: int, acoustic_providers: Sequence[str] = (CPU,)) -> Runtime:
@@ -106,7 +133,10 @@ def load_runtime(path: Path, threads: int, acoustic_providers: Sequence[str] = (
     text = tuple(OnnxTextEncoder(bundle, encoder, threads) for encoder in graphs if encoder.kind == "text-transformer")
     whisper = bundle.spec.whisper
     hidden_states = OnnxHiddenStates(bundle, threads, acoustic_providers) if whisper and whisper.states else None
-    return Runtime(bundle, EnsembleRuntime(bundle, threads), speech, text, hidden_states, bundle.adaptation())
+    numbers = range(1, len(bundle.manifest.fallbacks) + 1)
+    fallbacks = tuple(EnsembleRuntime(bundle, threads, fallback=number) for number in numbers)
+    whole = EnsembleRuntime(bundle, threads)
+    return Runtime(bundle, whole, speech, text, hidden_states, bundle.adaptation(), fallbacks)
 
 
 def _frames_of(encoder: EncoderSpec, index: int, item: Mapping[str, Frames]) -> Frames:

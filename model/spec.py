@@ -1,6 +1,7 @@
 """What a member, an encoder and an ensemble are made of: plain descriptions that recipes, checkpoints and bundles share."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal, Self, get_args
 
 from model.labels import ATTRIBUTES, class_mask
@@ -197,6 +198,18 @@ class EnsembleSpec:
                 return encoder
         raise KeyError(name)
 
+    def reduced(self, names: Sequence[str]) -> Self:
+        """The same with some of its members, in their order; encoders that none of them reads stay listed.
+
+        Raises:
+            SpecError: if a name is none of its members', or none is given.
+        """
+        members = tuple(member for member in self.members if member.name in names)
+        if not names or len(members) != len(set(names)):
+            known = ", ".join(member.name for member in self.members)
+            raise SpecError(f"a smaller ensemble has some of the members {known}, got {', '.join(names) or 'none'}")
+        return replace(self, members=members)
+
     def to_dict(self) -> dict[str, Any]:
         """As plain data for JSON."""
         return asdict(self)
@@ -217,6 +230,73 @@ class EnsembleSpec:
             )
         except (KeyError, TypeError) as error:
             raise SpecError(f"not an ensemble description: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """One step that made an ensemble out of another.
+
+    Attributes:
+        source: id of the run or bundle that it began with.
+        command: what was done, as it would be typed ("medusa-train finetune").
+        corpus: where the clips of this step are from.
+        clips: how many the step has learned from.
+        speakers: how many speakers they are of.
+        labelled: false where the step has read no label of them.
+    """
+
+    source: str
+    command: str
+    corpus: str
+    clips: int
+    speakers: int
+    labelled: bool = True
+
+    def __str__(self) -> str:
+        labels = "" if self.labelled else ", without their labels"
+        learned = f"{self.clips} clips of {self.speakers} speakers of {self.corpus}"
+        return f"From {self.source} by {self.command}, on {learned}{labels}."
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """A smaller ensemble, for when there is not time for the whole one: with a meta-classifier and a calibration of its own.
+
+    Attributes:
+        members: names of its members, in the ensemble's order.
+        temperature: divides the logits of its meta-classifier.
+        abstain_below: confidence under which a posterior of it counts as abstained.
+    """
+
+    members: tuple[str, ...]
+    temperature: float
+    abstain_below: float
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0 or not 0 <= self.abstain_below <= 1:
+            got = f"{self.temperature} and {self.abstain_below}"
+            raise SpecError(f"a fallback's temperature is above 0 and its abstain_below in 0..1, got {got}")
+
+
+def check_fallbacks(members: Sequence[str], fallbacks: Sequence[Sequence[str]]) -> None:
+    """Accepts a declared order in which members drop out: each fallback has fewer members than the one before.
+
+    Args:
+        members: names of the ensemble's members.
+        fallbacks: names of each fallback's members, the fallback that is used first in front.
+
+    Raises:
+        SpecError: if one has none, all, or others than the one before it, or has them in another order.
+    """
+    before = tuple(members)
+    for number, names in enumerate(fallbacks, 1):
+        fitting = tuple(name for name in before if name in names)
+        if not names or len(names) >= len(before) or tuple(names) != fitting:
+            raise SpecError(
+                f"fallback {number} has some, but not all, of the members {', '.join(before)}, in that order: "
+                f"got {', '.join(names) or 'none'}"
+            )
+        before = fitting
 
 
 def _encoder(data: dict[str, Any]) -> EncoderSpec:

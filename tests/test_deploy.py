@@ -1,6 +1,7 @@
 """deploy/, as far as it can be checked without Docker: well-formed files, paths that exist, metrics that there are."""
 
 import ast
+import asyncio
 import inspect
 import json
 import re
@@ -8,13 +9,21 @@ import shlex
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from daemon import server
 from daemon.config import Config, load_config
+from daemon.drift import Drift
+from daemon.engine import EngineSettings
+from daemon.fleet import serving
 from daemon.metrics import Metrics
+from daemon.shadow.counts import ShadowCounts
+from daemon.swap import Bundles
+from daemon.vitals import vitals
+from tests.daemon.test_drift import WIDTH, heard
 
 ROOT: Final = Path(__file__).parents[1]
 DEPLOY: Final = ROOT / "deploy"
@@ -36,9 +45,33 @@ def provisioned(kind: str) -> dict[str, Any]:
     return found
 
 
-def metric_names() -> dict[str, set[str]]:
-    """Names of samples that the daemon can give, with their labels; those that the composition root watches included."""
+class TwoBundles(Bundles):
+    """One that serves, one that retires; neither is loaded."""
+
+    def streams(self) -> dict[str, int]:
+        return {"one": 1, "two": 2}
+
+
+def everything() -> Metrics:
+    """All that has a collector of its own."""
     metrics = Metrics()
+    drift = Drift()
+    heard(drift, np.ones((60, WIDTH)))
+    metrics.registry.register(drift)
+    metrics.registry.register(TwoBundles(ROOT, EngineSettings()))
+    ShadowCounts(metrics, lambda: 0)
+    return metrics
+
+
+async def page(metrics: Metrics) -> str:
+    """As Prometheus scrapes it, from a process with an event loop."""
+    async with vitals(metrics):
+        return metrics.page().decode()
+
+
+def metric_names() -> dict[str, set[str]]:
+    """Names of samples that the daemon can give, with their labels; what is watched somewhere included."""
+    metrics = everything()
     labelled = [value for value in vars(metrics).values() if hasattr(value, "_labelnames")]
     for metric in labelled:
         if metric._labelnames:
@@ -46,8 +79,11 @@ def metric_names() -> dict[str, set[str]]:
     for model in ("asr", "emotion"):
         for name in watched():
             metrics.watch(name.format(name=model), "", lambda: 0.0)
-    families = text_string_to_metric_families(metrics.page().decode())
-    return {sample.name: set(sample.labels) for family in families for sample in family.samples}
+    for name in watched_by_the_fleet():
+        metrics.watch(name, "", lambda: 0.0)
+    found = text_string_to_metric_families(asyncio.run(page(metrics)))
+    samples = (sample for family in found for sample in family.samples)
+    return {sample.name: set(sample.labels) for sample in samples if sample.name.startswith("medusa_")}
 
 
 def watched() -> list[str]:
@@ -58,6 +94,17 @@ def watched() -> list[str]:
             case ast.Call(func=ast.Attribute(attr="watch"), args=[ast.JoinedStr() as name, *_]):
                 found.append(ast.unparse(name)[2:-1])
     assert len(found) >= 3
+    return found
+
+
+def watched_by_the_fleet() -> list[str]:
+    """`medusa_work_waiting` and the like, as daemon/fleet/serving.py names them."""
+    found = []
+    for node in ast.walk(ast.parse(inspect.getsource(serving))):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="watch"), args=[ast.Constant(value=str() as name), *_]):
+                found.append(name)
+    assert len(found) >= 15
     return found
 
 
@@ -149,9 +196,12 @@ def test_the_data_source_of_the_dashboard_is_provisioned() -> None:
     assert provider["options"]["path"] in mounts
 
 
+NAMES: Final = metric_names()
+
+
 @pytest.mark.parametrize(("panel", "query"), queries())
 def test_every_metric_of_the_dashboard_is_one_of_ours(panel: str, query: str) -> None:
-    known = metric_names()
+    known = NAMES
     used = re.findall(r"(medusa_\w+)\{(.*?)\}", query)
     assert used, panel
     assert len(used) == len(re.findall(r"medusa_\w+", query)), "each is of the chosen daemons alone"
@@ -179,5 +229,36 @@ def test_panels_lie_side_by_side() -> None:
 
 def test_metrics_that_matter_are_on_the_dashboard() -> None:
     shown = " ".join(query for _, query in queries())
-    ours = {re.sub(r"_(total|created|bucket|sum|count)$", "", name) for name in metric_names()}
-    assert {name for name in ours if name not in shown} == set()
+    assert {name for name in families() if name not in shown} == set()
+
+
+def families() -> set[str]:
+    """Names without what the kind of metric adds to its samples."""
+    return {re.sub(r"_(total|created|bucket|sum|count)$", "", name) for name in NAMES}
+
+
+def test_the_page_about_operations_names_every_metric() -> None:
+    """Or the one about fleets; and none that is not there."""
+    pages = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("operations.md", "scale-out.md")]
+    rows = [line for page in pages for line in page.splitlines() if line.startswith("| `medusa_")]
+    named = {name for row in rows for name in re.findall(r"`(medusa_\w+)`", row.split("|")[1])}
+    assert {re.sub(r"_total$", "", name) for name in named} - {"medusa_audit_lost"} == families()
+    kinds = {row.split("|")[1].strip(" `"): row.split("|")[3] for row in rows if row.split("|")[2].strip() == "counter"}
+    for name, labels in kinds.items():
+        assert set(re.findall(r"`(\w+)`", labels)) == NAMES[name], name
+
+
+def test_alerts_are_about_metrics_of_ours() -> None:
+    alerts = yaml.safe_load((DEPLOY / "alerts.yml").read_text(encoding="utf-8"))
+    prometheus = yaml.safe_load((DEPLOY / "prometheus.yml").read_text(encoding="utf-8"))
+    mounted = [volume.split(":")[1] for volume in COMPOSE["services"]["prometheus"]["volumes"]]
+    assert [f"/etc/prometheus/{name}" for name in prometheus["rule_files"]] == mounted[1:2]
+    rules = [rule for group in alerts["groups"] for rule in group["rules"]]
+    recorded = {rule["record"] for rule in rules if "record" in rule}
+    assert len(rules) - len(recorded) >= 4
+    for rule in rules:
+        used = re.findall(r"medusa[\w:]+", rule["expr"])
+        assert used
+        assert set(used) <= set(NAMES) | recorded
+        assert rule["expr"].count("(") == rule["expr"].count(")")
+        assert "record" in rule or set(rule["annotations"]) == {"summary"}

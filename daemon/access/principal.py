@@ -6,7 +6,10 @@ from typing import Final, Literal, get_args
 from daemon.errors import CLOSE_POLICY, PeerError
 
 Role = Literal["ingest", "read", "admin", "metrics"]
-"""ingest: stream. read: see calls. admin: delete them. metrics: scrape `/metrics`. None of them includes another."""
+"""ingest: stream. read: see calls. admin: delete them, change the bundle. metrics: scrape `/metrics`.
+
+None of them includes another.
+"""
 
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
 

@@ -1,5 +1,8 @@
 """What each principal takes: streams at a time, streams that begin, seconds of audio.
 
+A stream counts from its begin to its end, also while it waits for a client that lost its connection. Connections are limited
+by themselves: there may be one more than streams, the one over which a client comes back whose old one hangs.
+
 Counted in this process alone, and from its start: several processes give several times as much.
 """
 
@@ -39,7 +42,8 @@ class Account:
         self.name = name
         self.limits = limits
         self._clock = clock
-        self._open = 0
+        self._connections = 0
+        self._parked = 0
         self._starts: deque[float] = deque(maxlen=limits.starts_per_minute or 1)
         self._day = -1
         self._heard = 0
@@ -48,18 +52,37 @@ class Account:
     def idle(self) -> bool:
         """Whether forgetting it gives nobody anything."""
         last = self._starts[-1] if self._starts else 0.0
-        return not self._open and self._clock() - last > _MINUTE_S and self._day != self._today()
+        return (
+            not (self._connections or self._parked) and self._clock() - last > _MINUTE_S and self._day != self._today()
+        )
 
     @contextmanager
     def stream(self) -> Iterator[None]:
-        """A place for one stream.
+        """A place for one connection, on which a stream may `begin` or go on.
 
         Raises:
             QuotaError: if the principal has as many as it may have.
         """
+        most = self.limits.streams
+        if most is not None and self._connections > most:
+            raise QuotaError(self._full(most))
+        if (problem := self._used_up()) is not None:
+            raise QuotaError(problem)
+        self._connections += 1
+        try:
+            yield
+        finally:
+            self._connections -= 1
+
+    def begin(self) -> None:
+        """A stream begins on a connection that has its place.
+
+        Raises:
+            QuotaError: if the principal has as many as it may have, or began as many as it may within a minute.
+        """
         limits, now = self.limits, self._clock()
-        if limits.streams is not None and self._open >= limits.streams:
-            raise QuotaError(f"{self.name} has {self._open} streams open, its limit: come back later")
+        if limits.streams is not None and self._connections + self._parked > limits.streams:
+            raise QuotaError(self._full(limits.streams))
         if limits.starts_per_minute is not None and len(self._starts) == limits.starts_per_minute:
             wait_s = self._starts[0] + _MINUTE_S - now
             if wait_s > 0:
@@ -67,14 +90,20 @@ class Account:
                     f"{self.name} began {len(self._starts)} streams within a minute, its limit: "
                     f"come back in {wait_s:.0f} s"
                 )
-        if (problem := self._used_up()) is not None:
-            raise QuotaError(problem)
-        self._open += 1
         self._starts.append(now)
+
+    @contextmanager
+    def parked(self) -> Iterator[None]:
+        """A stream that lost its connection is kept."""
+        self._parked += 1
         try:
             yield
         finally:
-            self._open -= 1
+            self._parked -= 1
+
+    def _full(self, most: int) -> str:
+        waiting = f", {self._parked} of them waiting for their clients" if self._parked else ""
+        return f"{self.name} has {most} streams open, its limit{waiting}: come back later"
 
     def meter(self) -> "Meter":
         """Counts the audio of one stream."""

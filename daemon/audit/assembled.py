@@ -50,6 +50,11 @@ def note_start(audit: Auditor, config: Config, bundle_id: str) -> None:
     )
 
 
+def note_bundle(audit: Auditor, model: str, before: str, who: str) -> None:
+    """By which bundle new streams are judged from now on, and who decided that."""
+    audit.note("bundle.changed", who=who, model=model, before=before)
+
+
 def note_stream(audit: Auditor, stream: Stream, policy: Policy) -> None:
     """Who streams which call, and what of it is analysed."""
     info = stream.info

@@ -24,6 +24,7 @@ Kind = Literal[
     "calls.left",
     "call.read",
     "call.deleted",
+    "bundle.changed",
     "refused",
 ]
 

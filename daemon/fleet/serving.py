@@ -32,6 +32,7 @@ from daemon.listening import bound
 from daemon.metrics import Metrics
 from daemon.probes import Problem, Uvicorn, probes, told_to_stop
 from daemon.sinks.redis import without_password
+from daemon.vitals import vitals
 from model.bundle import Bundle, BundleError, read_bundle
 from model.signature import KeyFormatError, require_signature
 
@@ -84,13 +85,6 @@ class WorkerProcess:
     bundle_id: str
 
 
-def engine_scoring(engine: Engine) -> Scoring:
-    """The engine of this process."""
-    return Scoring(
-        engine, engine.models.bundle, engine.models.languages, engine.stuck, engine.stuck, lambda: engine.wait_s
-    )
-
-
 @asynccontextmanager
 async def running_gateway(config: Config, metrics: Metrics) -> AsyncIterator[Scoring]:
     """Workers elsewhere, as a gateway sees them; what it still has to hand in at the end it hands in.
@@ -139,6 +133,7 @@ async def running_worker(config: Config) -> AsyncIterator[WorkerProcess]:
     metrics = Metrics()
     with threadpool_limits(1):  # NumPy's own threads only get in the way of ours
         async with (
+            vitals(metrics),
             running_engine(models, settings) as engine,
             connected(config.redis, config.work_of(engine.bundle_id), config.fleet_settings()) as (client, store),
         ):
@@ -150,7 +145,7 @@ async def running_worker(config: Config) -> AsyncIterator[WorkerProcess]:
             running = asyncio.create_task(worker.run(), name="worker")
             watching = asyncio.create_task(board.run(), name="board")
             try:
-                app = Starlette(routes=probes(engine.bundle_id, worker.problem, engine.stuck, metrics))
+                app = Starlette(routes=probes(lambda: engine.bundle_id, worker.problem, engine.stuck, metrics))
                 yield WorkerProcess(app, worker, running, config.redis, engine.bundle_id)
                 await worker.stop(0)
                 await asyncio.wait({running}, timeout=_LEAVE_S)

@@ -138,6 +138,8 @@ class _ScoresHeader(_Header):
     abstained: bool
     transcript: _TranscriptHeader | None
     latency: dict[str, float]
+    modality_share: dict[_Name, _Probability] = {}
+    members_used: tuple[_Name, ...] = ()
     adaptation: float
     history: _HistoryHeader
 
@@ -207,6 +209,8 @@ def encode_result(result: Result) -> bytes:
         "attributes": p.attributes,
         "uncertainty": p.uncertainty,
         "abstained": p.abstained,
+        **({"modality_share": dict(p.modality_share)} if p.modality_share else {}),
+        **({"members_used": p.members_used} if p.members_used else {}),
         "transcript": None if words is None else asdict(words) | {"text": _text(words.text)},
         "latency": asdict(result.latency),
         "adaptation": result.adaptation,
@@ -232,7 +236,14 @@ def decode_result(data: bytes) -> Result:
     except TypeError as error:
         raise WireError(f"a result's latency has other stages than ours: {sorted(found.latency)}") from error
     words = None if found.transcript is None else Transcript(**found.transcript.model_dump())
-    posteriors = Posteriors(found.probabilities, found.attributes, found.uncertainty, found.abstained)
+    posteriors = Posteriors(
+        found.probabilities,
+        found.attributes,
+        found.uncertainty,
+        found.abstained,
+        tuple(found.modality_share.items()),
+        found.members_used,
+    )
     return Scores(posteriors, words, latency, _history(found.history, body), found.adaptation)
 
 

@@ -41,6 +41,7 @@ _EMOTION: Final = (
     *("top", "confidence", "probabilities", "arousal", "valence", "dominance", "uncertainty", "abstained"),
     *("role", "text_trusted", "event_id"),
 )
+_EMOTION_IF_THERE: Final = ("modality_share", "members_used")
 _FINALIZED: Final = 16
 _FORCED_MS: Final = ms_from_samples(MAX_UTTERANCE - POST_PAD)
 """Speech that is cut at this length goes on behind the cut."""
@@ -173,7 +174,8 @@ class DeepgramDialect:
             "transcript": message["text"] or "",
             "confidence": float(bool(message["text_trusted"] and message["text"])),
             "words": [],
-            "emotion": {name: message[name] for name in _EMOTION},
+            "emotion": {name: message[name] for name in _EMOTION}
+            | {name: message[name] for name in _EMOTION_IF_THERE if name in message},
         }
         return {
             "type": "Results",

@@ -1,5 +1,14 @@
 """A telephone call that a carrier forks to us: what the messages of Twilio and of Telnyx have in common.
 
+`ForkedCall` is the conversation, `Fork` the audio of a call that has begun:
+
+event             before start   then
+----------------  -------------  -------------------------------------------
+start {..}        the stream     a mistake
+media {..}        a mistake      the audio that it completes, of both tracks
+stop              a mistake      the end
+those to ignore   nothing        nothing
+
 Each side of the call is a track: inbound is what the carrier hears of the caller, outbound what the caller is played. Nothing
 is answered: results are in Redis, under the carrier's call id.
 """
@@ -8,12 +17,13 @@ import base64
 import binascii
 import logging
 from collections import deque
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 from daemon.errors import CLOSE_UNSUPPORTED, PeerError
+from daemon.request import parse_object
 from daemon.resample import ENCODINGS, AudioDecoder
-from daemon.transports.dialect import Audio, Command, Start
+from daemon.transports.dialect import Audio, Close, Command, Frame, Start
 from daemon.transports.parameters import number, request_of, shown, texts
 from daemon.transports.tracks import Patience, Tracks
 
@@ -30,6 +40,59 @@ _REMEMBERED: Final = 512
 _HONOURED: Final = ("call_id", "language", "roles", "interim_ms")
 
 _log = logging.getLogger(__name__)
+
+
+class ForkedCall:
+    """The messages of one connection.
+
+    Args:
+        begin: the audio and the stream of a `start` object; raises `PeerError`.
+        sequence: the name that the carrier gives to the number of a message.
+        ignored: events that are none of ours.
+    """
+
+    def __init__(
+        self, begin: Callable[[Mapping[str, Any]], tuple["Fork", Start]], sequence: str, ignored: Collection[str]
+    ) -> None:
+        self._begin = begin
+        self._sequence = sequence
+        self._ignored = ignored
+        self._fork: Fork | None = None
+
+    def receive(self, frame: Frame) -> Iterable[Command]:
+        """The next of the carrier's messages.
+
+        Raises:
+            PeerError: if it breaks the protocol.
+        """
+        if isinstance(frame, bytes):
+            raise PeerError("bad_media", "audio is base64 in media.payload; a binary message has no meaning here")
+        message = parse_object(frame)
+        event = message.get("event")
+        if event in self._ignored:
+            return []
+        if event == "start":
+            return [self._start(message.get("start"))]
+        if self._fork is None:
+            raise PeerError("bad_start", f"event {shown(event)} came before start")
+        if event == "media":
+            return self._fork.media(message.get("media"), message.get(self._sequence))
+        if event == "stop":
+            return [Close()]
+        raise PeerError("bad_type", f"event {shown(event)} is not known; there are start, media, dtmf, mark and stop")
+
+    def flush(self) -> Iterable[Command]:
+        """What the tracks and the resamplers hold."""
+        return [] if self._fork is None else self._fork.flush()
+
+    def _start(self, start: object) -> Command:
+        if self._fork is not None:
+            raise PeerError("bad_start", "start came twice")
+        if not isinstance(start, dict):
+            raise PeerError("bad_start", f"start is {shown(start)}; it must be an object")
+        fork, command = self._begin(start)
+        self._fork = fork
+        return command
 
 
 class Fork:

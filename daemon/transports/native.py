@@ -2,7 +2,7 @@
 
 client                                     server
 query or {"type":"start", ...}       ->    session.created
-binary audio                         ->    speech.started, emotion (interim and final)
+binary audio: samples, or a packet   ->    speech.started, emotion (interim and final)
 {"type":"keep_alive"}                ->
 {"type":"finalize"}                  ->    emotion of what was said so far
 {"type":"close"}, or just a close    ->    the last emotions, session.closed (totals), close 1000
@@ -11,15 +11,16 @@ A stream with `resume` outlives its connection: {"type":"resume", "resume": toke
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from daemon import wire
 from daemon.access.credentials import offered_scheme
-from daemon.errors import PeerError
+from daemon.errors import CLOSE_UNSUPPORTED, PeerError
 from daemon.request import StreamRequest, parse_object, request_of_message, request_of_query, resume_of_message
-from daemon.resample import AudioDecoder
+from daemon.resample import ENCODINGS, AudioDecoder
 from daemon.streams import Ending
 from daemon.transports.dialect import Audio, Close, Command, Finalize, Frame, Handshake, Refusal, Resume, Start
+from daemon.transports.opus import OPUS, OPUS_RATE_HZ, OpusDecoder, packet_samples
 
 
 class NativeDialect:
@@ -31,7 +32,9 @@ class NativeDialect:
     def __init__(self, handshake: Handshake) -> None:
         self.subprotocol = offered_scheme(handshake.subprotocols)
         self._query = handshake.query
-        self._decoder: AudioDecoder | None = None
+        self._decoder: AudioDecoder | OpusDecoder | None = None
+        self._samples: Callable[[bytes], int] = packet_samples
+        """Per channel, in a message."""
 
     def refusal(self) -> Refusal | None:
         """None: mistakes are told in the protocol's own words."""
@@ -53,7 +56,7 @@ class NativeDialect:
                 return [Resume(resume.resume, resume.after)]
             return [self._start(request_of_message(frame, ignored=("token",)))]
         if isinstance(frame, bytes):
-            return [Audio(self._decoder.decode(frame), len(frame) // self._decoder.frame_bytes)]
+            return [Audio(self._decoder.decode(frame), self._samples(frame))]
         return _control(frame)
 
     def flush(self) -> Iterable[Command]:
@@ -69,7 +72,24 @@ class NativeDialect:
         return ending.code, ""
 
     def _start(self, request: StreamRequest) -> Command:
-        self._decoder = AudioDecoder(request.encoding, request.sample_rate, request.channels)
+        if request.encoding == OPUS:
+            if "sample_rate" in request.model_fields_set and request.sample_rate != OPUS_RATE_HZ:
+                raise PeerError(
+                    "bad_sample_rate",
+                    f"sample_rate {request.sample_rate} is none of Opus: leave it out, or say {OPUS_RATE_HZ}",
+                    CLOSE_UNSUPPORTED,
+                )
+            self._decoder = OpusDecoder(request.channels)
+        elif request.encoding in ENCODINGS:
+            decoder = self._decoder = AudioDecoder(request.encoding, request.sample_rate, request.channels)
+            self._samples = lambda frame: len(frame) // decoder.frame_bytes
+        else:
+            known = ", ".join([*ENCODINGS, OPUS])
+            raise PeerError(
+                "bad_encoding",
+                f"encoding {request.encoding!r:.80} is not known; use one of {known}",
+                CLOSE_UNSUPPORTED,
+            )
         return Start(request)
 
 

@@ -17,15 +17,14 @@ Source: https://developers.telnyx.com/api-reference/websockets/stream-call-media
 """
 
 import hmac
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
 
 from daemon import wire
 from daemon.errors import CLOSE_UNSUPPORTED, PeerError
-from daemon.request import parse_object
 from daemon.streams import Ending
-from daemon.transports.dialect import Close, Command, Frame, Handshake, Refusal
-from daemon.transports.fork import TRACK_ROLES, Fork
+from daemon.transports.dialect import Command, Frame, Handshake, Refusal, Start
+from daemon.transports.fork import TRACK_ROLES, Fork, ForkedCall
 from daemon.transports.parameters import number, shown, texts
 
 _ENCODINGS: Final = {"PCMU": "mulaw", "PCMA": "alaw"}
@@ -48,7 +47,7 @@ class TelnyxDialect:
     def __init__(self, handshake: Handshake, auth_token: str | None) -> None:
         self._handshake = handshake
         self._auth_token = auth_token
-        self._fork: Fork | None = None
+        self._call = ForkedCall(_begun, "sequence_number", _IGNORED)
 
     def refusal(self) -> Refusal | None:
         """403 where the token is not the one that was agreed on."""
@@ -63,25 +62,11 @@ class TelnyxDialect:
 
     def receive(self, frame: Frame) -> Iterable[Command]:
         """The next of Telnyx' messages."""
-        if isinstance(frame, bytes):
-            raise PeerError("bad_media", "audio is base64 in media.payload; a binary message has no meaning here")
-        message = parse_object(frame)
-        event = message.get("event")
-        if event in _IGNORED:
-            return []
-        if event == "start":
-            return [self._start(message.get("start"))]
-        if self._fork is None:
-            raise PeerError("bad_start", f"event {shown(event)} came before start")
-        if event == "media":
-            return self._fork.media(message.get("media"), message.get("sequence_number"))
-        if event == "stop":
-            return [Close()]
-        raise PeerError("bad_type", f"event {shown(event)} is not known; there are start, media, dtmf, mark and stop")
+        return self._call.receive(frame)
 
     def flush(self) -> Iterable[Command]:
         """What the tracks and the resamplers hold."""
-        return [] if self._fork is None else self._fork.flush()
+        return self._call.flush()
 
     def render(self, message: wire.Message) -> Iterable[Frame]:
         """Nothing: Telnyx would play what we say to the caller."""
@@ -91,24 +76,19 @@ class TelnyxDialect:
         """Our own codes; what was wrong is told nowhere else."""
         return ending.code, ending.reason
 
-    def _start(self, start: object) -> Command:
-        if self._fork is not None:
-            raise PeerError("bad_start", "start came twice")
-        if not isinstance(start, dict):
-            raise PeerError("bad_start", f"start is {shown(start)}; it must be an object")
-        media = start.get("media_format")
-        encoding = media.get("encoding") if isinstance(media, dict) else None
-        if not isinstance(media, dict) or not isinstance(encoding, str) or encoding not in _ENCODINGS:
-            raise PeerError(
-                "bad_encoding",
-                f"media_format is {shown(media)}; ask Telnyx for the codec PCMU or PCMA",
-                CLOSE_UNSUPPORTED,
-            )
-        parameters = texts(start.get("custom_parameters") or {})
-        wanted = parameters.pop("tracks", "both")
-        tracks = list(TRACK_ROLES) if wanted == "both" else [wanted]
-        rate = number(media.get("sample_rate"), "media_format.sample_rate")
-        fork = Fork(tracks, _ENCODINGS[encoding], rate, _REORDER_S)
-        command = fork.start(start.get("call_control_id"), parameters)
-        self._fork = fork
-        return command
+
+def _begun(start: Mapping[str, Any]) -> tuple[Fork, Start]:
+    media = start.get("media_format")
+    encoding = media.get("encoding") if isinstance(media, dict) else None
+    if not isinstance(media, dict) or not isinstance(encoding, str) or encoding not in _ENCODINGS:
+        raise PeerError(
+            "bad_encoding",
+            f"media_format is {shown(media)}; ask Telnyx for the codec PCMU or PCMA",
+            CLOSE_UNSUPPORTED,
+        )
+    parameters = texts(start.get("custom_parameters") or {})
+    wanted = parameters.pop("tracks", "both")
+    tracks = list(TRACK_ROLES) if wanted == "both" else [wanted]
+    rate = number(media.get("sample_rate"), "media_format.sample_rate")
+    fork = Fork(tracks, _ENCODINGS[encoding], rate, _REORDER_S)
+    return fork, fork.start(start.get("call_control_id"), parameters)

@@ -17,17 +17,16 @@ https://www.twilio.com/docs/usage/security.
 import base64
 import hashlib
 import hmac
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 from daemon import wire
 from daemon.errors import PeerError
-from daemon.request import parse_object
 from daemon.streams import Ending
-from daemon.transports.dialect import Close, Command, Frame, Handshake, Refusal
-from daemon.transports.fork import Fork
+from daemon.transports.dialect import Command, Frame, Handshake, Refusal, Start
+from daemon.transports.fork import Fork, ForkedCall
 from daemon.transports.parameters import shown
 
 _ENCODINGS: Final = {"audio/x-mulaw": "mulaw"}
@@ -59,7 +58,7 @@ class TwilioDialect:
     def __init__(self, handshake: Handshake, access: TwilioAccess) -> None:
         self._handshake = handshake
         self._access = access
-        self._fork: Fork | None = None
+        self._call = ForkedCall(_begun, "sequenceNumber", _IGNORED)
 
     def refusal(self) -> Refusal | None:
         """403 where the signature is not the account's."""
@@ -80,25 +79,11 @@ class TwilioDialect:
 
     def receive(self, frame: Frame) -> Iterable[Command]:
         """The next of Twilio's messages."""
-        if isinstance(frame, bytes):
-            raise PeerError("bad_media", "audio is base64 in media.payload; a binary message has no meaning here")
-        message = parse_object(frame)
-        event = message.get("event")
-        if event in _IGNORED:
-            return []
-        if event == "start":
-            return [self._start(message.get("start"))]
-        if self._fork is None:
-            raise PeerError("bad_start", f"event {shown(event)} came before start")
-        if event == "media":
-            return self._fork.media(message.get("media"), message.get("sequenceNumber"))
-        if event == "stop":
-            return [Close()]
-        raise PeerError("bad_type", f"event {shown(event)} is not known; there are start, media, dtmf, mark and stop")
+        return self._call.receive(frame)
 
     def flush(self) -> Iterable[Command]:
         """What the tracks and the resamplers hold."""
-        return [] if self._fork is None else self._fork.flush()
+        return self._call.flush()
 
     def render(self, message: wire.Message) -> Iterable[Frame]:
         """Nothing: a fork is one-way."""
@@ -108,26 +93,21 @@ class TwilioDialect:
         """Our own codes; what was wrong is told nowhere else."""
         return ending.code, ending.reason
 
-    def _start(self, start: object) -> Command:
-        if self._fork is not None:
-            raise PeerError("bad_start", "start came twice")
-        if not isinstance(start, dict):
-            raise PeerError("bad_start", f"start is {shown(start)}; it must be an object")
-        media = start.get("mediaFormat")
-        encoding = media.get("encoding") if isinstance(media, dict) else None
-        if (
-            not isinstance(encoding, str)
-            or encoding not in _ENCODINGS
-            or media != {"encoding": encoding, "sampleRate": 8000, "channels": 1}
-        ):
-            raise PeerError(
-                "bad_encoding", f"mediaFormat is {shown(media)}; Twilio sends audio/x-mulaw, 8000 Hz, 1 channel"
-            )
-        tracks = start.get("tracks")
-        fork = Fork(tracks if isinstance(tracks, list) else [tracks], _ENCODINGS[encoding], 8000)
-        command = fork.start(start.get("callSid"), start.get("customParameters") or {})
-        self._fork = fork
-        return command
+
+def _begun(start: Mapping[str, Any]) -> tuple[Fork, Start]:
+    media = start.get("mediaFormat")
+    encoding = media.get("encoding") if isinstance(media, dict) else None
+    if (
+        not isinstance(encoding, str)
+        or encoding not in _ENCODINGS
+        or media != {"encoding": encoding, "sampleRate": 8000, "channels": 1}
+    ):
+        raise PeerError(
+            "bad_encoding", f"mediaFormat is {shown(media)}; Twilio sends audio/x-mulaw, 8000 Hz, 1 channel"
+        )
+    tracks = start.get("tracks")
+    fork = Fork(tracks if isinstance(tracks, list) else [tracks], _ENCODINGS[encoding], 8000)
+    return fork, fork.start(start.get("callSid"), start.get("customParameters") or {})
 
 
 def seen_from_outside(url: str, public_url: str | None) -> str:

@@ -78,10 +78,11 @@ class WebSocketDoor:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """What a connection knew of its stream: how its audio is read, and how much of it was."""
+    """What a connection knew of its stream: how its audio is read, how much of it was, and its place among its owner's."""
 
     dialect: Dialect
     received: int
+    place: contextlib.ExitStack
 
 
 class _Connection:
@@ -168,7 +169,7 @@ class _Connection:
         """Does what the client asks for; an end, if that is what it asks for."""
         for command in commands:
             if isinstance(command, Start):
-                self._hold(self._streams.open(command.request, self._notify, command.endpointing, self._account))
+                self._begin(command)
             elif isinstance(command, Resume):
                 if (ended := await self._resume(command)) is not None:
                     return ended
@@ -196,6 +197,14 @@ class _Connection:
         """Whose it is: known before the stream, but maybe not before the first message."""
         return account_of(self._websocket.scope)
 
+    def _begin(self, start: Start) -> None:
+        try:
+            self._account.begin()
+        except CapacityError as error:
+            self._streams.metrics.refused.inc()
+            raise PeerError("overloaded", str(error), CLOSE_OVERLOADED) from error
+        self._hold(self._streams.open(start.request, self._notify, start.endpointing, self._account))
+
     def _hold(self, stream: Stream) -> None:
         self._stream = stream
         stream.scoring.add_done_callback(lambda _: self._interrupt(MODEL_FAILED))
@@ -209,6 +218,7 @@ class _Connection:
         stream, kept = parked.stream, parked.kept
         assert isinstance(stream, Stream)  # nobody else parks
         assert isinstance(kept, _Kept)
+        kept.place.close()
         if stream.ended is None:
             self._dialect, self._received = kept.dialect, kept.received
             self._hold(stream)
@@ -227,14 +237,19 @@ class _Connection:
         if stream.token is None:
             return
 
-        async def finish() -> None:
-            with contextlib.suppress(PeerError):
-                for command in self._dialect.flush():
-                    if isinstance(command, Audio):
-                        await stream.feed(command.channels)
-            await stream.finish(GOING_AWAY if self._streams.draining else _CLIENT_GONE)
+        place = contextlib.ExitStack()
+        if stream.ended is None:
+            place.enter_context(self._account.parked())
 
-        kept = _Kept(self._dialect, self._received)
+        async def finish() -> None:
+            with place:
+                with contextlib.suppress(PeerError):
+                    for command in self._dialect.flush():
+                        if isinstance(command, Audio):
+                            await stream.feed(command.channels)
+                await stream.finish(GOING_AWAY if self._streams.draining else _CLIENT_GONE)
+
+        kept = _Kept(self._dialect, self._received, place)
         parked = Parked(stream, self._account, kept, finish if stream.ended is None else None)
         self._streams.parking.park(stream.token, parked)
 

@@ -26,6 +26,7 @@ const NEGATIVITY = { low: 0, high: 1, lines: ["negativity"], show: (value) => `$
 function fitting(said, width) {
   const name = said.abstained ? "unsure" : said.top;
   if (width >= name.length * LETTER_PX + 10) return name;
+  if (said.abstained) return width >= LETTER_PX + 6 ? "?" : ""; // as in "unsure"; three letters of that say nothing
   return width >= 3 * LETTER_PX + 6 ? name.slice(0, 3) : "";
 }
 

@@ -3,7 +3,7 @@
 import { fresh, setWidth } from "./parts.js";
 import { Plane } from "./plane.js";
 import { Trace } from "./trace.js";
-import { duration, latencyWords, percent, sinceEnd } from "./words.js";
+import { duration, latencyWords, percent, shareTitle, shareWords, sinceEnd } from "./words.js";
 
 const QUIETEST_DB = -60;
 const LOWEST_ATTRIBUTE = 1;
@@ -109,7 +109,12 @@ export class Lane {
       ? `${duration(sinceEnd(emotion.latency_ms))} after its end`
       : `so far, ${duration(emotion.end_ms - emotion.start_ms)}`;
     stage.title = emotion.final ? latencyWords(emotion.latency_ms) : "";
+    if (emotion.members_used) {
+      stage.textContent += " · in haste";
+      stage.title += ` There was no time for all members: ${emotion.members_used.join(", ")} alone were asked.`;
+    }
     if (emotion.final) this.say(emotion);
+    this.shares(emotion.modality_share);
     this.plane?.show(emotion);
     for (const [name, bar] of this.bars) {
       bar.set(emotion.probabilities[name], percent(emotion.probabilities[name]));
@@ -129,6 +134,14 @@ export class Lane {
     const said = this.part("said");
     said.append(phrase, " ");
     while (said.children.length > PHRASES) said.firstElementChild.remove();
+  }
+
+  /** @param {Record<string, number> | undefined} shares only some bundles tell them */
+  shares(shares) {
+    const line = this.part("shares");
+    line.hidden = !shares;
+    line.textContent = shares ? shareWords(shares) : "";
+    line.title = shares ? shareTitle(shares) : "";
   }
 
   /** @param {Bar} bar @param {number | null} value 1..7 */

@@ -12,7 +12,7 @@ import { Lane } from "./lane.js";
 import { byId } from "./parts.js";
 import { ServerAway, SourceError, openDemo, openFile, openMicrophone } from "./sources.js";
 import { Notices, SessionList } from "./view.js";
-import { announcement, awayWords, endWords, lostWords, shortClock, totals, transportWords } from "./words.js";
+import { announcement, awayWords, endWords, lostWords, percent, shortClock, totals, transportWords } from "./words.js";
 
 const INTERIM_MS = 500;
 const FINISH_MS = 30_000;
@@ -152,7 +152,7 @@ class Run {
       case "gap":
         return notices.say("warning", `${(message.duration_ms / 1000).toFixed(1)} s of audio did not arrive and counts as silence.`);
       case "alert":
-        return notices.say("warning", `Alert ${message.rule}: ${message.role}, ${Math.round(100 * message.score)} %.`);
+        return notices.say("warning", `Alert ${message.rule}: ${message.role}, ${percent(message.score)}.`);
       case "warning":
         return notices.say("warning", message.message);
       case "error":

@@ -78,6 +78,37 @@ export function latencyWords(latency) {
   );
 }
 
+/** What the modalities of the recipes that we ship listen to; others go by their own names. */
+const HEARD_IN = {
+  whisper: "voice",
+  prosody: "voice",
+  functionals: "voice",
+  wavlm: "voice",
+  hubert: "voice",
+  emotion: "voice",
+  text: "words",
+  roberta: "words",
+  modernbert: "words",
+  bert: "words",
+  interaction: "both together",
+};
+
+/** @param {Record<string, number>} shares `modality_share` @returns {string} `76% voice · 14% words · 10% both together` */
+export function shareWords(shares) {
+  const sums = new Map();
+  for (const [name, share] of Object.entries(shares)) {
+    const where = HEARD_IN[name] ?? name;
+    sums.set(where, (sums.get(where) ?? 0) + share);
+  }
+  return [...sums].map(([where, share]) => `${percent(share)} ${where}`).join(" · ");
+}
+
+/** @param {Record<string, number>} shares `modality_share` */
+export function shareTitle(shares) {
+  const each = Object.entries(shares).map(([name, share]) => `${name} ${percent(share)}`);
+  return `what the fused vector is made of, the mean over the members that tell it: ${each.join(", ")}`;
+}
+
 /** @param {any} emotion a final @param {boolean} withRole */
 export function announcement(emotion, withRole) {
   const who = withRole ? `${emotion.role}: ` : "";

@@ -233,7 +233,7 @@ async def test_a_client_that_vanishes(served: Served) -> None:
     """In the middle of a sentence, without a goodbye: what it had said is scored and published."""
     async with opened(served, call_id="gone", interim_ms=500) as connection:
         await connection.send(linear16_of(TWO)[: 2 * 32_000])
-        heard = await read_until(connection, "emotion")
+        heard = await read_until(connection, "speech.started")
         connection.transport.abort()
     events = await served.events("gone")
     assert [fields["type"] for fields in events if fields["type"] != "emotion.interim"] == [
@@ -243,7 +243,7 @@ async def test_a_client_that_vanishes(served: Served) -> None:
     ]
     final, ended = events[-2:]
     assert float(final["start_ms"]) == heard["start_ms"]
-    assert heard["end_ms"] <= float(final["end_ms"]) <= 2000 + 1000 * VAD_WINDOW / SAMPLE_RATE_HZ
+    assert 1500 < float(final["end_ms"]) <= 2000 + 1000 * VAD_WINDOW / SAMPLE_RATE_HZ
     assert final["text"]
     assert (ended["reason"], ended["total_finals"]) == ("client_closed", "1")
     assert float(ended["total_received_ms"]) == 2000

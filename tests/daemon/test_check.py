@@ -158,6 +158,47 @@ def test_the_verdict(seconds: float, needed: int, available: int | None, says: s
     assert re.search(says, verdict(seconds, needed, available))
 
 
+def test_check_says_what_was_decided_about_people(bundle: Path, tmp_path: Path) -> None:
+    """Whose voice, which words, how long, who is told: nothing that is decided by default goes without saying."""
+    found = rows(run("check", bundle))
+    assert found["analysed"] == "every role: policy.analyze names none"
+    assert found["transcripts"] == "in full, wherever results go"
+    assert found["retention"].splitlines() == [
+        "audio: none is kept",
+        "events of a call: 86400 s after the last",
+        "events of all calls: until 100000 newer ones came: policy.retain_s is not set",
+    ]
+    assert found["audit"] == "in medusa:audit: 16416000 s, at most 100000 entries"
+    assert found["alerts"] == "none: alerts.rules is empty"
+    file = tmp_path / "daemon.toml"
+    file.write_text(
+        '[policy]\nanalyze = ["customer"]\ntranscripts = "off"\nretain_s = 3600\naudit = false\n'
+        '[alerts]\nwebhook_url = "https://hooks.example.org/secret"\n'
+        '[[alerts.rules]]\nname = "upset"\nrole = "customer"\nemotions = ["sad"]\nabove = 0.6\nfor_s = 5\n'
+        '[[alerts.rules]]\nname = "low"\nemotions = ["sad", "angry"]\nabove = 0.5\nutterances = 3\n'
+    )
+    result = CliRunner().invoke(cli.app, ["check", "--bundle", str(bundle), "--config", str(file)])
+    found = rows(result)
+    assert (found["analysed"], found["transcripts"]) == ("customer", "none")
+    assert found["retention"].splitlines()[1:] == [
+        "events of a call: 3600 s after the last",
+        "events of all calls: 3600 s",
+    ]
+    assert found["audit"] == "off: nobody sees who read or deleted what"
+    assert found["alerts"].splitlines() == [
+        "upset: customer, sad at least 0.6 for 5 s of speech",
+        "low: any role, sad + angry at least 0.5 for 3 utterances",
+        "told to Redis, the client and the dashboard, and alerts.webhook_url",
+    ]
+    assert "secret" not in result.output
+
+
+def test_an_alert_rule_that_the_bundle_can_never_meet_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = {"name": "upset", "emotions": ["fear"], "above": 0.5, "utterances": 1}
+    monkeypatch.setenv("MEDUSA_ALERTS__RULES", json.dumps([rule]))
+    assert "the alert rule 'upset' waits for fear, of which this bundle knows none" in refusal(bundle)
+
+
 def test_the_state_of_the_signature(bundle: Path, key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert rows(run("check", bundle))["signature"].startswith("none; any bundle is taken")
     private = read_private_key(key)

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from websockets.asyncio.client import connect
 from daemon import cli
 from daemon.config import DEFAULT_BUNDLE
 from model.bundle import read_bundle
+from model.version import told
 from tests.daemon.conftest import ASSETS, serving
 
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)  # type: ignore[attr-defined]  # it is a group
@@ -194,6 +196,35 @@ def test_tail_cannot_know_a_port_that_is_chosen_later(monkeypatch: pytest.Monkey
     result = run("tail")
     assert result.exit_code == 2
     assert "--redis" in result.stderr
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert run("--version").output == f"{told('medusa-daemon')}\n"
+
+
+async def test_tail_shows_who_did_what(tmp_path: Path) -> None:
+    """The audit stream, from its begin, as a program whose output somebody reads."""
+    async with serving(tmp_path / "spool", policy={"analyze": ["customer"]}) as served:
+        await served.stream([b"\0" * 3200], call_id="heard", channels=2)
+        await served.get("/api/calls/heard")
+        command = ("-m", "daemon", "tail", "--audit", "--from-start", "--redis", served.daemon.redis_url)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+        )
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(30):
+                lines = [(await process.stdout.readline()).decode() for _ in range(3)]
+        finally:
+            process.terminate()
+            await process.wait()
+    started, opened, read = (line.split() for line in lines)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\+00:00", " ".join(started[:2]))
+    assert started[2] == "daemon.started"
+    assert {"analyze=customer", "transcripts=full", "access=none"} <= set(started)
+    assert opened[2:4] == ["stream.opened", "anyone"]
+    assert {"call=heard", "roles=customer,agent", "analyzed=customer"} <= set(opened)
+    assert (read[2:4], "call=heard" in read) == (["call.read", "anyone"], True)
 
 
 def test_score_of_silence_says_so() -> None:

@@ -3,6 +3,7 @@
 import re
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -100,7 +101,11 @@ def emotion_entries() -> list[Fields]:
     posteriors = untrained.posteriors
     bare = Posteriors(posteriors.probabilities, (None, None, None), posteriors.uncertainty, abstained=True)
     event = EmotionEvent(make_info(), make_utterance(), Scores(bare, None, untrained.latency), 1)
-    return [redis_fields(each) for each in (event, make_emotion_event(), make_emotion_event(interim=1))]
+    shares = (("whisper", 0.75), ("interaction", 0.25))
+    heard = replace(posteriors, modality_share=shares, members_used=("voice", "course"))
+    shared = replace(event, scores=replace(untrained, posteriors=heard))
+    entries = [redis_fields(each) for each in (event, shared, make_emotion_event(), make_emotion_event(interim=1))]
+    return [{re.sub("^share_.*", "share_*", name): value for name, value in entry.items()} for entry in entries]
 
 
 def call_entries() -> list[Fields]:
@@ -171,8 +176,11 @@ def test_every_field_with_its_type(section: str) -> None:
     described = {
         name: row for row in SECTIONS["Every entry"] + SECTIONS[section] for name in re.findall(r"`(.*?)`", row[0])
     }
+    absent = {name for name, row in described.items() if row[3].startswith("absent ")}
+    assert {name for name in absent if any(name in entry for entry in entries)} == absent
+    assert {name for name in absent if all(name in entry for entry in entries)} == set()
     for entry in entries:
-        assert set(entry) == set(described), entry["type"]
+        assert set(entry) | absent == set(described), entry["type"]
         for name, value in entry.items():
             assert value == "" or re.fullmatch(TYPES[described[name][1]], value), (name, value)
 
@@ -180,9 +188,10 @@ def test_every_field_with_its_type(section: str) -> None:
 @pytest.mark.parametrize("section", ENTRIES)
 def test_what_is_ever_empty_is_said_to_be(section: str) -> None:
     entries = ENTRIES[section]
-    said = {name for row in SECTIONS[section] if row[3] != "never" for name in re.findall(r"`(.*?)`", row[0])}
+    sometimes = [row for row in SECTIONS[section] if row[3] != "never" and not row[3].startswith("absent ")]
+    said = {name for row in sometimes for name in re.findall(r"`(.*?)`", row[0])}
     own = {name for row in SECTIONS[section] for name in re.findall(r"`(.*?)`", row[0])}
-    assert {name for entry in entries for name in own if entry[name] == ""} == said
+    assert {name for entry in entries for name in own if entry.get(name) == ""} == said
     common = {name for entry in entries for name in entry.keys() - own if entry[name] == ""}
     assert common == ({"call", "session"} if section == "`gap`" else set())
 

@@ -88,7 +88,7 @@ async def test_a_signal_lets_every_stream_finish(tmp_path: Path, number: signal.
     async with EmbeddedRedis.start() as redis, serve_program(tmp_path, "--redis", redis.url) as (process, url):
         async with asyncio.timeout(WITHIN_S), connect(f"{url}?call_id=cut&interim_ms=500") as connection:
             await connection.send(linear16_of(TWO)[: 2 * 32_000])
-            while not messages or messages[-1]["type"] != "emotion":
+            while not messages or messages[-1]["type"] != "speech.started":
                 messages.append(json.loads(await connection.recv()))
             process.send_signal(number)
             try:

@@ -1,5 +1,6 @@
 """The pages in a real Chromium, as a person uses them: with the keyboard, on a phone, in the dark."""
 
+import json
 from typing import Any, Final
 
 import pytest
@@ -8,6 +9,7 @@ from daemon.sinks.redis import DEFAULT_STREAMS
 from tests.daemon.browser import NO_BROWSER, PROGRAM, Page, browsing
 from tests.daemon.calls.build import alert, begin, end, result
 from tests.daemon.calls.test_board import Fields, Site, a_call, fresh_site, recent
+from tests.daemon.test_wire import MESSAGES
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason=NO_BROWSER)
 
@@ -149,3 +151,31 @@ async def test_the_live_page_has_its_styles_and_no_complaints() -> None:
         await clicked(page, "footer a")
         await page.until("document.title === 'MEDUSA-RT calls'")
         assert page.complaints == []
+
+
+async def test_the_live_page_tells_what_only_some_results_have() -> None:
+    """Those of shipped recipes by what they listen to, others by name; gone again with a result that has none."""
+    messages = [MESSAGES[name] for name in ("emotion_shared", "emotion_final", "emotion_reduced")]
+    messages.insert(0, messages[0] | {"modality_share": {"whisper": 0.4, "prosody": 0.36, "mood": 0.24}})
+    async with fresh_site() as found, browsing() as page:
+        await page.open(f"{base(found)}/")
+        lines = await page.ask(f"""(async () => {{
+            const {{ Lane }} = await import("/lane.js");
+            const lane = new Lane("agent", {{ trained_classes: ["angry"], trained_attributes: [] }});
+            document.body.append(lane.element);
+            return {json.dumps(messages)}.map((message) => {{
+                lane.show(message);
+                const line = lane.part("shares");
+                const stage = lane.part("stage");
+                return [line.innerText, line.title, line.hidden, stage.textContent, stage.title];
+            }});
+        }})()""")
+    (mixed, title, _, _, _), (known, _, shown, _, _), (nothing, no_title, hidden, calm, _), reduced = lines
+    assert mixed == "76% voice · 24% mood"
+    assert title.endswith("whisper 40%, prosody 36%, mood 24%")
+    assert (known, shown) == ("50% voice · 33% words · 17% both together", False)
+    assert (nothing, no_title, hidden) == ("", "", True)
+    assert "in haste" not in calm
+    assert reduced[3].endswith("so far, 400 ms · in haste")
+    assert reduced[4].endswith("voice, course alone were asked.")
+    assert page.complaints == []

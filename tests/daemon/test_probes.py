@@ -10,7 +10,9 @@ from daemon.probes import probes
 
 
 async def asked(path: str, problem: str | None = None, stuck: str | None = None) -> tuple[int, str]:
-    routes = {route.path: route.endpoint for route in probes("bundle-1", lambda: problem, lambda: stuck, Metrics())}
+    routes = {
+        route.path: route.endpoint for route in probes(lambda: "bundle-1", lambda: problem, lambda: stuck, Metrics())
+    }
     answer = await routes[path](Request({"type": "http", "method": "GET", "path": path, "headers": []}))
     return answer.status_code, answer.body.decode()
 

@@ -263,6 +263,19 @@ async def test_our_client_publishes_from_another_site(served: Served, page: Page
     assert refused == ["MedusaError", "bad_language", 400]
 
 
+async def test_the_page_of_the_readme(served: Served, page: Page, foreign: str, foreign_folder: Path) -> None:
+    """As it stands there, but for the address."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```html\n(.*?)```", readme, re.DOTALL)
+    assert block.count("http://localhost:8765/") == 1
+    own = block.replace("localhost:8765", f"127.0.0.1:{served.port}")
+    (foreign_folder / "page.html").write_text(own, encoding="utf-8")
+    await page.open(f"{foreign}/page.html")
+    await page.click("button")
+    await page.until("/^\\w+: good morning/i.test(document.querySelector('p').textContent)")
+    assert [complaint for complaint in page.complaints if "favicon" not in complaint] == []
+
+
 async def test_a_microphone_survives_another_way_to_the_server(served: Served, page: Page) -> None:
     """As when a telephone leaves the wireless network: ICE starts anew, the session stays."""
     await page.open(f"http://127.0.0.1:{served.port}/")

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,9 +14,11 @@ import numpy.typing as npt
 import pytest
 
 from model.labels import CLASSES
+from model.spec import INTERACTION
 from tests import npm
 from tests.daemon.test_web_client import MESSAGES, WEB
 
+RECIPES: Final = WEB.parents[1] / "recipes"
 TYPESCRIPT: Final = "typescript@7.0.2"
 
 Json = dict[str, Any]
@@ -60,6 +63,17 @@ def test_types_that_do_not_fit_are_found(tmp_path: Path) -> None:
     code = 'import { connect } from "./client/medusa.js"; (await connect()).sendd(new Uint8Array());'
     found = _typescript(tmp_path, {"messages.ts": _assigned(broken), "use.ts": code})
     assert sorted(re.findall(r"^(\w+)\.ts\(", found, re.MULTILINE)) == ["messages", "messages", "use"]
+
+
+def test_the_page_knows_what_every_shipped_modality_listens_to() -> None:
+    """The words of `modality_share`: a recipe's encoder that nobody named there would go by its own name."""
+    listed = (WEB / "words.js").read_text(encoding="utf-8").partition("const HEARD_IN = {")[2].partition("}")[0]
+    known = dict(re.findall(r'(\w+): "([^"]+)"', listed))
+    recipes = [tomllib.loads(path.read_text(encoding="utf-8")) for path in sorted(RECIPES.rglob("*.toml"))]
+    kinds = {name: encoder["kind"] for recipe in recipes for name, encoder in recipe.get("encoders", {}).items()}
+    assert len(kinds) > 5
+    wanted = {name: "words" if kind == "text-transformer" else "voice" for name, kind in kinds.items()}
+    assert known == wanted | {INTERACTION: "both together"}
 
 
 def test_the_page_about_clients_shows_what_works(tmp_path: Path) -> None:

@@ -39,6 +39,15 @@ UNTRAINED = with_posteriors(
     Posteriors((0.25, 0.25, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5), (None, None, None), uncertainty=0.0, abstained=True),
 )
 """What a bundle says that has four classes and no attributes, where it would rather not."""
+SHARED = with_posteriors(
+    FINAL,
+    replace(FINAL.scores.posteriors, modality_share=(("whisper", 0.5), ("text", 1 / 3), ("interaction", 1 / 6))),
+)
+"""What a bundle says whose members tell the shares of their modalities."""
+REDUCED = with_posteriors(
+    INTERIM, replace(INTERIM.scores.posteriors, members_used=("voice", "course"), modality_share=(("prosody", 1.0),))
+)
+"""What a bundle says when there is not time for all of its members."""
 
 MESSAGES: dict[str, wire.Message] = {
     "session_created": wire.session_created(INFO, ("angry", "neutral"), ("arousal",), "token-1", 30.0),
@@ -48,6 +57,8 @@ MESSAGES: dict[str, wire.Message] = {
     "emotion_final": wire.emotion_message(FINAL),
     "emotion_interim": wire.emotion_message(INTERIM),
     "emotion_untrained": wire.emotion_message(UNTRAINED),
+    "emotion_shared": wire.emotion_message(SHARED),
+    "emotion_reduced": wire.emotion_message(REDUCED),
     "alert": wire.alert_message(make_alert_event()),
     "gap": wire.gap((0, 1), 12_800, 20_800, 1_600, "lost"),
     "warning": wire.warning("slow", "the client sends less audio than time goes by"),
@@ -61,6 +72,8 @@ EVENTS: dict[str, Event] = {
     "redis_emotion": FINAL,
     "redis_emotion_interim": INTERIM,
     "redis_emotion_untrained": UNTRAINED,
+    "redis_emotion_shared": SHARED,
+    "redis_emotion_reduced": REDUCED,
     "redis_alert": make_alert_event(),
     "redis_call_summary": make_summary_event(),
     "redis_call_summary_untrained": make_summary_event(attributes=False),
@@ -94,6 +107,15 @@ PROMISED = (
 @pytest.mark.parametrize("event", [FINAL, INTERIM, UNTRAINED])
 def test_a_result_has_every_promised_field(event: EmotionEvent) -> None:
     assert set(wire.redis_fields(event)) == {*PROMISED, "text_trusted", "adaptation"}
+
+
+def test_shares_are_there_where_the_bundle_tells_them_and_nowhere_else() -> None:
+    """Neither null nor zeros stand for them: a share of 0 says that a modality was not heard."""
+    added = wire.redis_fields(SHARED).keys() - wire.redis_fields(FINAL).keys()
+    assert added == {"share_whisper", "share_text", "share_interaction"}
+    assert wire.emotion_message(SHARED).keys() - wire.emotion_message(FINAL).keys() == {"modality_share"}
+    added = wire.redis_fields(REDUCED).keys() - wire.redis_fields(INTERIM).keys()
+    assert added == {"share_prosody", "members_used"}
 
 
 @pytest.mark.parametrize("event", EVENTS.values())

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from export.bundle import write_bundle
 from export.half import emulated
 from export.parity_graphs import example_items, feed
 from export.precision import Precision, converted
 from export.to_onnx import export_member
-from model.bundle import BundleError, read_bundle
+from model.bundle import BundleError, mask_of, read_bundle
 from model.network.checkpoint import load_checkpoint, save_checkpoint
 from model.onnx_session import make_session
 from model.runtime import EnsembleRuntime
@@ -78,6 +79,19 @@ def test_they_are_exported_compute_the_same_and_tell_their_shares(bundle: Path) 
     items = tiny_frames(found.spec, np.random.default_rng(0), 3)
     for posteriors in EnsembleRuntime(found, threads=1).score(items):
         assert sum(posteriors.probabilities) == pytest.approx(1.0)
+
+
+def test_a_result_tells_what_the_networks_shares_are(checkpoint: Path, bundle: Path) -> None:
+    """The mean over both members that have some, by the names of their modalities."""
+    ensemble, encoders = load_checkpoint(checkpoint).ensemble(), read_bundle(bundle).spec.encoders
+    items = tiny_frames(ensemble.spec, np.random.default_rng(1), 4)
+    tensors = {name: torch.from_numpy(values) for name, values in feed(encoders, items).items()}
+    with torch.no_grad():
+        expected = ensemble.modality_share(tensors, {e.name: tensors[mask_of(e.name)] for e in encoders}).numpy()
+    found = [posteriors.modality_share for posteriors in EnsembleRuntime(read_bundle(bundle), threads=1).score(items)]
+    assert {tuple(name for name, _ in shares) for shares in found} == {("prosody", "contour", "interaction")}
+    np.testing.assert_allclose([[share for _, share in shares] for shares in found], expected, atol=LIMIT)
+    assert np.ptp(expected, axis=0).max() > 10 * LIMIT
 
 
 def test_projections_that_only_training_reads_are_not_in_the_bundle(bundle: Path) -> None:

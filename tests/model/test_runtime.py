@@ -43,6 +43,7 @@ def test_posteriors_are_distributions_over_trained_classes(runtime: Runtime, ite
     scores = runtime.ensemble.score(items)
     assert len(scores) == len(items)
     for posteriors in scores:
+        assert posteriors.modality_share == ()
         assert sum(posteriors.probabilities) == pytest.approx(1.0)
         assert posteriors.probabilities[CLASSES.index("surprise")] == 0.0
         assert posteriors.probabilities[CLASSES.index("contempt")] == 0.0

@@ -1,7 +1,7 @@
 """A tiny ensemble over tiny encoders, and utterances for it. No downloads."""
 
 import atexit
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,11 +13,11 @@ from transformers import BertConfig, BertModel
 
 from export.bundle import write_bundle
 from model.features import PROSODY_DIM, Frames
-from model.network.checkpoint import Checkpoint, save_checkpoint
+from model.network.checkpoint import Checkpoint, TrainedFallback, save_checkpoint
 from model.network.deepser import FrameStack
 from model.network.member import Member, build_member
 from model.network.metaclassifier import MetaClassifier
-from model.spec import EncoderSpec, EnsembleSpec, MemberSpec
+from model.spec import EncoderSpec, EnsembleSpec, Fallback, MemberSpec
 from tests.model.tiny_whisper import WIDTH, tiny_whisper, write_ctranslate2
 
 DIM = 16
@@ -81,6 +81,16 @@ def tiny_checkpoint(spec: EnsembleSpec, seed: int = 0) -> Checkpoint:
         training={"data": "random", "licence": "none", "contaminated_by": []},
         model_card="# Tiny\n",
     )
+
+
+def with_fallbacks(checkpoint: Checkpoint, *fallbacks: tuple[str, ...], seed: int = 5) -> Checkpoint:
+    """The same with smaller ensembles of these members, whose meta-classifiers are random."""
+    torch.manual_seed(seed)
+    made = tuple(
+        TrainedFallback(Fallback(names, 1.0 + number / 4, 0.3 + number / 10), MetaClassifier(len(names)).eval())
+        for number, names in enumerate(fallbacks, 1)
+    )
+    return replace(checkpoint, fallbacks=made)
 
 
 def write_tiny_checkpoint(folder: Path, seed: int = 0) -> Path:

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from daemon.resample import StreamResampler
+from daemon.transports.opus import OPUS_RATE_HZ
 from daemon.transports.whip.timeline import Timeline
 from model.audio import SAMPLE_RATE_HZ, Samples
 
-OPUS_RATE_HZ: Final = 48_000
 _RATIO: Final = OPUS_RATE_HZ // SAMPLE_RATE_HZ
 _S16: Final = 32768.0
 

@@ -69,6 +69,10 @@ export interface EmotionResult extends Numbered {
   dominance: number | null;
   /** 0 to 1: how much the members disagree. */
   uncertainty: number;
+  /** What the bundle's modalities hold of what was heard, by their names; together 1. Only where the bundle tells it. */
+  modality_share?: Record<string, number>;
+  /** Names of the bundle's members that were asked, where the server had not time for all of them. */
+  members_used?: string[];
   /** 0 to 1: how far the channel was known before. */
   adaptation: number;
   /** The confidence is too low: better treated as not known. */

@@ -88,26 +88,45 @@ def test_the_addresses_that_are_remembered_are_bounded() -> None:
 
 
 def test_streams_at_a_time() -> None:
+    """Connections may be one more: over that one a client can come back, but nothing begins."""
     account = Ledger(Clock()).account(Principal("edge", frozenset(), Limits(streams=2)))
-    with account.stream():
+    with account.stream(), account.stream():
+        account.begin()
         with account.stream():
-            with pytest.raises(QuotaError, match="edge has 2 streams open, its limit"), account.stream():
+            with pytest.raises(QuotaError, match="edge has 2 streams open, its limit: come back later"):
+                account.begin()
+            with pytest.raises(QuotaError, match="edge has 2 streams open"), account.stream():
                 pass
+        account.begin()
+
+
+def test_a_stream_that_waits_for_its_client_has_its_place() -> None:
+    account = Ledger(Clock()).account(Principal("edge", frozenset(), Limits(streams=2)))
+    with account.parked():
+        assert not account.idle
         with account.stream():
-            pass
+            account.begin()
+            with account.stream(), pytest.raises(QuotaError, match="its limit, 1 of them waiting for their clients"):
+                account.begin()
+    with account.stream(), account.stream():
+        account.begin()
 
 
 def test_streams_that_begin_within_a_minute() -> None:
+    """Connections over which a stream goes on are none of them."""
     clock = Clock()
     account = Ledger(clock).account(Principal("edge", frozenset(), Limits(starts_per_minute=2)))
-    for _ in range(2):
-        with account.stream():
-            clock.now += 10
-    with pytest.raises(QuotaError, match="2 streams within a minute, its limit: come back in 40 s"), account.stream():
-        pass
-    clock.now += 40
     with account.stream():
-        pass
+        for _ in range(2):
+            account.begin()
+            clock.now += 10
+        for _ in range(5):
+            with account.stream():
+                pass
+        with pytest.raises(QuotaError, match="2 streams within a minute, its limit: come back in 40 s"):
+            account.begin()
+        clock.now += 40
+        account.begin()
 
 
 def test_audio_of_a_stream_and_of_a_day() -> None:

@@ -1,6 +1,7 @@
 """What the tests of all protocols share: audio as a telephone carries it, what it scores offline, and broken messages."""
 
 import copy
+import functools
 import json
 import random
 import wave
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from daemon import wire
 from daemon.config import load_config
+from daemon.engine import load_models
 from daemon.errors import PeerError
 from daemon.offline import score_samples
 from daemon.resample import AudioDecoder
@@ -60,6 +62,10 @@ def write_wav(path: Path, samples: Int16) -> Path:
     return path
 
 
+_models: Final = functools.cache(load_models)
+"""Once for all that is scored offline: loading takes longer than scoring."""
+
+
 async def offline(
     interleaved: bytes, encoding: str, rate: int, roles: tuple[str, ...] = ("customer", "agent")
 ) -> list[dict[str, str]]:
@@ -67,7 +73,10 @@ async def offline(
     decoder = AudioDecoder(encoding, rate, len(roles))
     parts = [decoder.decode(interleaved), decoder.flush()]
     audio = np.stack([np.concatenate(channel) for channel in zip(*parts, strict=True)])
-    return ordered([redis_fields(event) for event in await score_samples(audio, load_config(None, {}), roles)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("daemon.offline.load_models", _models)
+        events = await score_samples(audio, load_config(None, {}), roles)
+    return ordered([redis_fields(event) for event in events])
 
 
 def ordered(events: Iterable[dict[str, str]]) -> list[dict[str, str]]:

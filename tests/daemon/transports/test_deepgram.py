@@ -179,6 +179,14 @@ def test_an_interim_result_is_an_emotion_without_words() -> None:
     assert (alternative["transcript"], alternative["confidence"]) == ("", 0.0)
 
 
+def test_what_only_some_results_have_is_told_where_it_is_there() -> None:
+    some: dict[str, Any] = {"modality_share": {"whisper": 0.75, "text": 0.25}, "members_used": ["voice"]}
+    for more in ({}, some):
+        (result,) = said(opened(), emotion(0, 900, **more))
+        felt = result["channel"]["alternatives"][0]["emotion"]
+        assert {name: felt[name] for name in some if name in felt} == more
+
+
 def test_speech_that_goes_on_has_no_end() -> None:
     """Cut because it was too long, or where the client does not want to be told."""
     length_ms = MAX_UTTERANCE / 16

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.transports.whip.intake import OPUS_RATE_HZ, Intake, Piece
+from daemon.transports.opus import OPUS_RATE_HZ
+from daemon.transports.whip.intake import Intake, Piece
 from daemon.transports.whip.timeline import LATE_S, Gap, Gaps, Placed, Timeline
 from model.audio import SAMPLE_RATE_HZ, Samples
 

@@ -23,6 +23,8 @@ from aiortc import (
     RTCPeerConnection,
     RTCSessionDescription,
 )
+from aiortc.codecs.opus import OpusDecoder, OpusEncoder
+from aiortc.jitterbuffer import JitterFrame
 
 from model.audio import SAMPLE_RATE_HZ
 from model.recording import read_recording
@@ -52,6 +54,31 @@ def sound_of(path: Path) -> Sound:
     frame.sample_rate = SAMPLE_RATE_HZ
     blocks = [out.to_ndarray().reshape(-1, 2) for out in [*resampler.resample(frame), *resampler.resample(None)]]
     return np.concatenate(blocks)
+
+
+def opus_packets(sound: Sound) -> list[bytes]:
+    """A sound as a peer connection sends it: packets of 20 ms, the last one filled up with silence."""
+    encoder, found = OpusEncoder(), []
+    for first in range(0, len(sound), PACKET):
+        block = sound[first : first + PACKET]
+        block = np.concatenate([block, np.zeros((PACKET - len(block), 2), np.int16)])
+        frame = av.AudioFrame.from_ndarray(block.reshape(1, -1), format="s16", layout="stereo")
+        frame.sample_rate, frame.pts = RATE_HZ, first
+        frame.time_base = encoder.codec.time_base
+        payloads, _ = encoder.encode(frame)
+        found += payloads
+    return found
+
+
+def through_opus(sound: Sound) -> bytes:
+    """A sound as the other end of a peer connection decodes it, `linear16` at 48 kHz, both channels."""
+    decoder = OpusDecoder()
+    decoded = [
+        frame
+        for number, packet in enumerate(opus_packets(sound))
+        for frame in decoder.decode(JitterFrame(packet, number * PACKET))
+    ]
+    return b"".join(frame.to_ndarray().tobytes() for frame in decoded)  # type: ignore[attr-defined]  # audio frames
 
 
 class SoundTrack(AudioStreamTrack):

@@ -1,0 +1,1 @@
+"""Shadow mode: a second bundle beside the one that is served."""

@@ -1,0 +1,43 @@
+"""How the process itself is: memory, descriptors, tasks, and how late its event loop comes to what is due.
+
+A loop that is late is late for every stream: something computes on it that belongs into a thread.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from prometheus_client import Histogram, ProcessCollector
+
+from daemon.metrics import Metrics
+from daemon.streams import cancelled
+
+_EVERY_S: Final = 0.25
+_BUCKETS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
+
+
+@asynccontextmanager
+async def vitals(metrics: Metrics) -> AsyncIterator[None]:
+    """Tells `metrics` how the process is, until the block ends."""
+    ProcessCollector(registry=metrics.registry)
+    metrics.watch("medusa_tasks", "Tasks of the event loop", lambda: len(asyncio.all_tasks()))
+    lag = Histogram(
+        "medusa_event_loop_lag_seconds",
+        "How late the event loop comes to what is due",
+        buckets=_BUCKETS_S,
+        registry=metrics.registry,
+    )
+    measuring = asyncio.create_task(_measure(lag), name="event loop lag")
+    try:
+        yield
+    finally:
+        await cancelled(measuring)
+
+
+async def _measure(lag: Histogram) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + _EVERY_S
+        await asyncio.sleep(_EVERY_S)
+        lag.observe(max(0.0, loop.time() - due))
