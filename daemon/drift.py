@@ -129,7 +129,7 @@ class Drift:
         probability = CounterMetricFamily(
             "medusa_drift_probability", "Sum of the probabilities of a class", labels=["model", "emotion"]
         )
-        entropy = HistogramMetricFamily("medusa_drift_entropy_bits", "Entropy of posteriors", labels=["model"])
+        entropy = HistogramMetricFamily("medusa_drift_entropy", "Entropy of posteriors", labels=["model"])
         distance = GaugeMetricFamily(
             "medusa_drift_functionals_distance",
             "Distance of the mean functionals from those of the training data, in standard deviations",

@@ -1,13 +1,26 @@
 """Prometheus metrics of one daemon, in a registry of their own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from daemon.messages import AlertEvent, EmotionEvent
 
 _LATENCY_S = (0.01, 0.02, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
 STAGES = ("endpoint", "queue", "asr", "encoders", "fusion", "total")
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept(Collector):
+    name: str
+    help_text: str
+    value: Callable[[], float]
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(self.name, self.help_text, value=self.value())
 
 
 class Metrics:
@@ -74,6 +87,10 @@ class Metrics:
     def watch(self, name: str, help_text: str, value: Callable[[], float]) -> None:
         """A gauge that is read when it is asked for."""
         Gauge(name, help_text, registry=self.registry).set_function(value)
+
+    def count(self, name: str, help_text: str, value: Callable[[], float]) -> None:
+        """A counter that is kept elsewhere and read when it is asked for; its name gets `_total` behind it."""
+        self.registry.register(_Kept(name, help_text, value))
 
     def page(self) -> bytes:
         """The text that Prometheus scrapes."""

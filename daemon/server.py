@@ -207,8 +207,8 @@ def _watch(metrics: Metrics, name: str, batcher: Callable[[], Batcher[Any, Any]]
     metrics.watch(
         f"medusa_{name}_load", f"Share of the last seconds in which the {name} model ran", lambda: batcher().load
     )
-    metrics.watch(f"medusa_{name}_batches", f"Batches of the {name} model", lambda: batcher().counts.batches)
-    metrics.watch(f"medusa_{name}_items", f"Items of the {name} model", lambda: batcher().counts.items)
+    metrics.count(f"medusa_{name}_batches", f"Batches of the {name} model", lambda: batcher().counts.batches)
+    metrics.count(f"medusa_{name}_items", f"Items of the {name} model", lambda: batcher().counts.items)
 
 
 def _renew(streams: Streams, models: Models) -> None:

@@ -10,8 +10,6 @@ no third one is loaded, because memory is planned for two.
 """
 
 import asyncio
-import ctypes
-import gc
 import logging
 import re
 import signal
@@ -23,6 +21,7 @@ from typing import Any, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from daemon import memory
 from daemon.engine import Engine, EngineSettings, Listener, Models, load_models, running_engine
 from daemon.errors import CapacityError, ConfigError, DaemonError
 from daemon.messages import CallInfo, Scores, Utterance
@@ -262,19 +261,7 @@ class Bundles:
 
 async def _free(held: AsyncExitStack) -> None:
     await held.aclose()
-    await asyncio.to_thread(_give_back)
-
-
-def _give_back() -> None:
-    """Hands memory back to the system, which neither Python nor glibc does by themselves.
-
-    Tasks that were cancelled refer to their own tracebacks, and so to the models, until the collector looks. What is freed
-    then stays with malloc: measured, the process grew by the size of a bundle with every second change.
-    """
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:  # glibc
-        trim(0)
+    await asyncio.to_thread(memory.collect)
 
 
 def _name(name: str) -> str:

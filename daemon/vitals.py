@@ -10,10 +10,12 @@ from typing import Final
 
 from prometheus_client import Histogram, ProcessCollector
 
+from daemon import memory
 from daemon.metrics import Metrics
 from daemon.streams import cancelled
 
 _EVERY_S: Final = 0.25
+_TRIM_S: Final = 60.0
 _BUCKETS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
 
 
@@ -28,11 +30,15 @@ async def vitals(metrics: Metrics) -> AsyncIterator[None]:
         buckets=_BUCKETS_S,
         registry=metrics.registry,
     )
-    measuring = asyncio.create_task(_measure(lag), name="event loop lag")
+    tasks = [
+        asyncio.create_task(_measure(lag), name="event loop lag"),
+        asyncio.create_task(_trim(), name="trim"),
+    ]
     try:
         yield
     finally:
-        await cancelled(measuring)
+        for task in tasks:
+            await cancelled(task)
 
 
 async def _measure(lag: Histogram) -> None:
@@ -41,3 +47,9 @@ async def _measure(lag: Histogram) -> None:
         due = loop.time() + _EVERY_S
         await asyncio.sleep(_EVERY_S)
         lag.observe(max(0.0, loop.time() - due))
+
+
+async def _trim() -> None:
+    while True:
+        await asyncio.sleep(_TRIM_S)
+        await asyncio.to_thread(memory.trim)

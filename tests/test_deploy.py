@@ -15,6 +15,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from daemon import server
+from daemon.audit import assembled
 from daemon.config import Config, load_config
 from daemon.drift import Drift
 from daemon.engine import EngineSettings
@@ -76,35 +77,26 @@ def metric_names() -> dict[str, set[str]]:
     for metric in labelled:
         if metric._labelnames:
             metric.labels(*("x" for _ in metric._labelnames))
-    for model in ("asr", "emotion"):
-        for name in watched():
-            metrics.watch(name.format(name=model), "", lambda: 0.0)
-    for name in watched_by_the_fleet():
-        metrics.watch(name, "", lambda: 0.0)
+    for kind, name in kept_elsewhere():
+        getattr(metrics, kind)(name, "", lambda: 0.0)
     found = text_string_to_metric_families(asyncio.run(page(metrics)))
     samples = (sample for family in found for sample in family.samples)
     return {sample.name: set(sample.labels) for sample in samples if sample.name.startswith("medusa_")}
 
 
-def watched() -> list[str]:
-    """`medusa_{name}_queue_depth` and the like, as daemon/server.py writes them."""
-    found = []
-    for node in ast.walk(ast.parse(inspect.getsource(server))):
-        match node:
-            case ast.Call(func=ast.Attribute(attr="watch"), args=[ast.JoinedStr() as name, *_]):
-                found.append(ast.unparse(name)[2:-1])
-    assert len(found) >= 3
-    return found
-
-
-def watched_by_the_fleet() -> list[str]:
-    """`medusa_work_waiting` and the like, as daemon/fleet/serving.py names them."""
-    found = []
-    for node in ast.walk(ast.parse(inspect.getsource(serving))):
-        match node:
-            case ast.Call(func=ast.Attribute(attr="watch"), args=[ast.Constant(value=str() as name), *_]):
-                found.append(name)
-    assert len(found) >= 15
+def kept_elsewhere() -> set[tuple[str, str]]:
+    """What the daemon has read when it is asked for: `watch` or `count`, and the name."""
+    found: set[tuple[str, str]] = set()
+    for module in (assembled, server, serving):
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(attr="watch" | "count" as kind), args=[ast.Constant(str() as name), *_]
+                ):
+                    found.add((kind, name))
+                case ast.Call(func=ast.Attribute(attr="watch" | "count" as kind), args=[ast.JoinedStr() as name, *_]):
+                    found |= {(kind, ast.unparse(name)[2:-1].format(name=model)) for model in ("asr", "emotion")}
+    assert len(found) >= 20
     return found
 
 
@@ -242,10 +234,11 @@ def test_the_page_about_operations_names_every_metric() -> None:
     pages = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("operations.md", "scale-out.md")]
     rows = [line for page in pages for line in page.splitlines() if line.startswith("| `medusa_")]
     named = {name for row in rows for name in re.findall(r"`(medusa_\w+)`", row.split("|")[1])}
-    assert {re.sub(r"_total$", "", name) for name in named} - {"medusa_audit_lost"} == families()
-    kinds = {row.split("|")[1].strip(" `"): row.split("|")[3] for row in rows if row.split("|")[2].strip() == "counter"}
-    for name, labels in kinds.items():
-        assert set(re.findall(r"`(\w+)`", labels)) == NAMES[name], name
+    assert {re.sub(r"_total$", "", name) for name in named} == families()
+    counters = [row.split("|") for row in rows if row.split("|")[2].strip() == "counter"]
+    for _, names, _, labels, *_ in counters:
+        for name in re.findall(r"`(medusa_\w+)`", names):
+            assert set(re.findall(r"`(\w+)`", labels)) == NAMES[name], name
 
 
 def test_alerts_are_about_metrics_of_ours() -> None:

@@ -32,7 +32,7 @@ async def audit_of(config: Config, url: str, metrics: Metrics) -> AsyncIterator[
         audit = await stack.enter_async_context(
             running_audit(url, AuditSettings(socket.gethostname(), policy.audit_maxlen))
         )
-        metrics.watch("medusa_audit_lost", "Audit entries that Redis did not take", lambda: audit.lost)
+        metrics.count("medusa_audit_lost", "Audit entries that Redis did not take", lambda: audit.lost)
         yield audit
 
 

@@ -97,8 +97,8 @@ async def running_gateway(config: Config, metrics: Metrics) -> AsyncIterator[Sco
         card = await _first_card(store, config)
         gateway = RemoteScorer(store, _name("gateway"))
         _watch_work(metrics, lambda: gateway.status)
-        metrics.watch("medusa_gateway_accepted", "Final utterances that Redis has taken", lambda: gateway.accepted)
-        metrics.watch("medusa_gateway_repeated", "Utterances that Redis had lost", lambda: gateway.repeated)
+        metrics.count("medusa_gateway_accepted", "Final utterances that Redis has taken", lambda: gateway.accepted)
+        metrics.count("medusa_gateway_repeated", "Utterances that Redis had lost", lambda: gateway.repeated)
         metrics.watch("medusa_gateway_unsent", "Final utterances that wait for Redis", lambda: gateway.unsent)
 
         def waiting_s() -> float:
@@ -223,25 +223,25 @@ def _watch_work(metrics: Metrics, status: Callable[[], Status | None]) -> None:
     metrics.watch("medusa_work_held", "Channels whose next utterance is with a worker", lambda: now().held)
     metrics.watch("medusa_work_oldest_seconds", "Age of the oldest of both", lambda: now().oldest_ms / 1000)
     metrics.watch("medusa_work_interims", "Interim utterances that wait", lambda: now().interims)
-    metrics.watch("medusa_work_dead", "Utterances that were given up", lambda: now().dead)
+    metrics.count("medusa_work_dead", "Utterances that were given up", lambda: now().dead)
     metrics.watch("medusa_work_workers", "Workers that were heard of lately", lambda: now().workers)
 
 
 def _watch_worker(metrics: Metrics, worker: Worker, engine: Engine) -> None:
     metrics.watch("medusa_worker_held", "Final utterances that are being scored here", lambda: worker.held)
-    metrics.watch("medusa_worker_scored", "Utterances scored here", lambda: worker.scored)
-    metrics.watch("medusa_worker_failed", "Attempts that failed here", lambda: worker.failed)
-    metrics.watch("medusa_worker_claimed", "Utterances taken over from workers that were gone", lambda: worker.claimed)
-    metrics.watch("medusa_worker_buried", "Utterances given up here", lambda: worker.buried)
-    metrics.watch("medusa_worker_expired", "Utterances that waited for too long", lambda: worker.expired)
+    metrics.count("medusa_worker_scored", "Utterances scored here", lambda: worker.scored)
+    metrics.count("medusa_worker_failed", "Attempts that failed here", lambda: worker.failed)
+    metrics.count("medusa_worker_claimed", "Utterances taken over from workers that were gone", lambda: worker.claimed)
+    metrics.count("medusa_worker_buried", "Utterances given up here", lambda: worker.buried)
+    metrics.count("medusa_worker_expired", "Utterances that waited for too long", lambda: worker.expired)
     for batcher in (engine.asr, engine.emotion):
         _watch_batcher(metrics, batcher)
 
 
 def _watch_batcher(metrics: Metrics, batcher: Batcher[Any, Any]) -> None:
     name = batcher.name
-    metrics.watch(f"medusa_{name}_batches", f"Batches of the {name} model", lambda: batcher.counts.batches)
-    metrics.watch(f"medusa_{name}_items", f"Items of the {name} model", lambda: batcher.counts.items)
+    metrics.count(f"medusa_{name}_batches", f"Batches of the {name} model", lambda: batcher.counts.batches)
+    metrics.count(f"medusa_{name}_items", f"Items of the {name} model", lambda: batcher.counts.items)
 
 
 async def _first_card(store: WorkStore, config: Config) -> Card:

@@ -56,10 +56,10 @@ def test_posteriors_add_up_to_means_entropy_and_abstention() -> None:
     means = {name: found["probability_total", name] / 3 for name in CLASSES}
     assert means["sad"] == pytest.approx((0.125 + 2) / 3)
     assert sum(means.values()) == pytest.approx(1.0)
-    assert found["entropy_bits_sum",] == pytest.approx(3.0)
-    assert found["entropy_bits_count",] == 3
-    assert found["entropy_bits_bucket", "0.25"] == found["entropy_bits_bucket", "2.5"] == 2
-    assert found["entropy_bits_bucket", "3.0"] == 3
+    assert found["entropy_sum",] == pytest.approx(3.0)
+    assert found["entropy_count",] == 3
+    assert found["entropy_bucket", "0.25"] == found["entropy_bucket", "2.5"] == 2
+    assert found["entropy_bucket", "3.0"] == 3
 
 
 def test_bundles_are_counted_apart() -> None:

@@ -98,4 +98,6 @@ async def test_sixteen_other_streams_change_nothing(served: Served, offline: Res
         assert_same_results(got, offline[clip])
     _, page = await served.get("/metrics")
     values = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
-    assert float(values["medusa_emotion_items"]) > float(values["medusa_emotion_batches"]), "no batch was shared"
+    assert float(values["medusa_emotion_items_total"]) > float(values["medusa_emotion_batches_total"]), (
+        "no batch was shared"
+    )

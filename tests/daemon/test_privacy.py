@@ -272,7 +272,7 @@ async def test_the_page_describes_every_entry(told: list[Message], served: Serve
 async def test_the_loss_of_entries_is_a_metric(served: Served) -> None:
     status, page = await asked(served, "/metrics", key="scraper")
     assert status == 200
-    assert "medusa_audit_lost 0.0\n" in page
+    assert "medusa_audit_lost_total 0.0\n" in page
 
 
 async def test_another_door_analyses_nobody_else(told: list[Message], served: Served) -> None:

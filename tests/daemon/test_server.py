@@ -65,7 +65,7 @@ async def test_metrics_count_streams_and_utterances(served: Served) -> None:
         found = re.search(rf"^{re.escape(name)} (\S+)$", page, re.MULTILINE)
         return float(found[1]) if found else 0.0
 
-    names = ("medusa_streams_accepted_total", 'medusa_utterances_total{kind="final"}', "medusa_emotion_items")
+    names = ("medusa_streams_accepted_total", 'medusa_utterances_total{kind="final"}', "medusa_emotion_items_total")
     before = [await count(name) for name in names]
     await served.stream(pieces(linear16_of(HELLO)), interim_ms=0)
     assert [await count(name) for name in names] == [value + 1 for value in before]

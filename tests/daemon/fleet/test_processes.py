@@ -126,8 +126,8 @@ async def test_one_of_the_workers_is_killed(tmp_path: Path) -> None:
             entries = [e for e in await published(redis.url, f"medusa:call:call-{number}") if e["type"] == "emotion"]
             in_order = sorted(entries, key=lambda entry: entry["channel"])
             assert [entry["event_id"] for entry in in_order] == [message["event_id"] for message in finals(messages)]
-        assert sum([await worker.value("medusa_worker_claimed") for worker in workers]) >= 1
-        assert sum([await worker.value("medusa_work_dead") for worker in workers]) == 0
+        assert sum([await worker.value("medusa_worker_claimed_total") for worker in workers]) >= 1
+        assert sum([await worker.value("medusa_work_dead_total") for worker in workers]) == 0
         for process in processes[1:]:
             process.process.send_signal(signal.SIGTERM)
         for process in processes[1:]:

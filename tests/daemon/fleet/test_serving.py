@@ -1,6 +1,7 @@
 """What `serve --role` refuses, and how a gateway begins."""
 
 import asyncio
+import re
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,8 @@ async def test_a_gateway_begins_with_its_first_worker_and_outlives_it() -> None:
 def test_the_page_names_every_metric_and_key() -> None:
     page = (Path(serving.__file__).parents[2] / "docs" / "scale-out.md").read_text(encoding="utf-8")
     source = Path(serving.__file__).read_text(encoding="utf-8")
-    names = {part.partition('"')[0] for part in source.split('metrics.watch("')[1:]}
+    kept = re.findall(r'metrics\.(watch|count)\("(medusa_\w+)"', source)
+    names = {name if kind == "watch" else f"{name}_total" for kind, name in kept}
     assert len(names) >= 15
     assert [name for name in names if f"`{name}`" not in page] == []
     assert f"`{FleetKeys('BUNDLE').work}`" in page
