@@ -121,7 +121,7 @@ def _ensembles(
     found = {}
     for size in ensemble_sizes(len(ranked)):
         kept = tuple(member for member in recipe.members if member.name in ranked[:size])
-        part = recipe.model_copy(update={"members": kept})
+        part = recipe.model_copy(update={"members": kept, "fallbacks": ()})
         found[tuple(m.name for m in kept)] = stack(part, prepared, {m.name: trained[m.name] for m in kept})
     return found
 

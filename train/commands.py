@@ -1,38 +1,29 @@
 """`medusa-train`: from a data folder to a trained ensemble and a report."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from model import version
-from model.recording import RecordingError
-from model.sources import SourceError
 from train.ablate import ablate as compare_ablations
 from train.config import Recipe, load_recipe
+from train.console import CACHE, DATA, OUT, CacheOption, DataOption, OutOption, console, progress, refusal, told
 from train.dry_run import DryRun, dry_run
 from train.errors import TrainError
 from train.extraction import fill_cache
-from train.features import Progress as Report
 from train.prepare import prepare
 from train.report import read_results, render
 from train.run import evaluate_run, train_ensemble, train_members, train_meta_classifiers
+from train.transfer_commands import adapt, fewshot, finetune
 
 app = typer.Typer(help="Train a MEDUSA ensemble.", no_args_is_help=True, pretty_exceptions_enable=False)
-console = Console(stderr=True)
 results = Console()
 """Standard output: what a command was asked for. Everything else is told on standard error."""
 
 RecipeOption = Annotated[Path, typer.Option("--config", help="Recipe file.", exists=True, dir_okay=False)]
-DATA = typer.Option("--data", help="Folder with a sub-folder per corpus.", file_okay=False)
-OUT = typer.Option("--out", help="Where the run is kept.", file_okay=False)
-DataOption = Annotated[Path, DATA]
-CacheOption = Annotated[Path, typer.Option("--cache", help="Where features are kept.", file_okay=False)]
 DeviceOption = Annotated[
     str,
     typer.Option(
@@ -46,9 +37,6 @@ PartOption = Annotated[
 DryRunOption = Annotated[
     bool, typer.Option("--dry-run", help="Train nothing: tell what would be built, kept on disk and spent.")
 ]
-OutOption = Annotated[Path, OUT]
-
-_CACHE = Path(".cache/features")
 
 
 def _version(wanted: bool) -> None:
@@ -66,44 +54,18 @@ def _program(
     """Train a MEDUSA ensemble."""
 
 
-@contextmanager
-def _progress() -> Iterator[tuple[Report, Progress]]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        tasks: dict[str, int] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)  # type: ignore[arg-type]  # TaskID is an int
-
-        yield report, bar
-
-
 def _load(path: Path) -> Recipe:
     try:
         return load_recipe(path)
     except TrainError as error:
-        raise _refusal(str(error)) from error
-
-
-def _refusal(message: str) -> typer.Exit:
-    """Shows a message as it is: its square brackets are no markup, its paths are not cut."""
-    console.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
-    return typer.Exit(2)
+        raise refusal(str(error)) from error
 
 
 @app.command()
 def features(
     config: RecipeOption,
     data: DataOption,
-    cache: CacheOption = _CACHE,
+    cache: CacheOption = CACHE,
     device: DeviceOption = "",
     part: PartOption = "",
 ) -> None:
@@ -112,7 +74,7 @@ def features(
     Example: medusa-train features --config recipes/default.toml --data data
     """
     recipe = _load(config)
-    with _progress() as (report, _), _told():
+    with progress() as (report, _), told():
         if part:
             count = fill_cache(recipe, data, cache, report, device, _part(part))
         else:
@@ -125,7 +87,7 @@ def run(
     config: RecipeOption,
     data: Annotated[Path | None, DATA] = None,
     out: Annotated[Path | None, OUT] = None,
-    cache: CacheOption = _CACHE,
+    cache: CacheOption = CACHE,
     workers: int = 2,
     dry: DryRunOption = False,
 ) -> None:
@@ -135,50 +97,50 @@ def run(
     """
     recipe = _load(config)
     if dry:
-        with _told():
+        with told():
             _show(dry_run(recipe, data))
         return
     if data is None or out is None:
         raise typer.BadParameter("needed, unless with --dry-run", param_hint="--data" if data is None else "--out")
-    with _progress() as (report, _), _told():
+    with progress() as (report, _), told():
         page = train_ensemble(recipe, data, cache, out, workers, report)
     console.print(f"checkpoint and report: {out} ({page})")
 
 
 @app.command()
 def members(
-    config: RecipeOption, data: DataOption, out: OutOption, cache: CacheOption = _CACHE, workers: int = 2
+    config: RecipeOption, data: DataOption, out: OutOption, cache: CacheOption = CACHE, workers: int = 2
 ) -> None:
     """Train what is missing of every member: stages 1 and 2, on all speakers and without each fold.
 
     Example: medusa-train members --config recipes/default.toml --data data --out runs/default
     """
     recipe = _load(config)
-    with _progress() as (report, _), _told():
+    with progress() as (report, _), told():
         train_members(recipe, data, cache, out, workers, report)
     console.print(f"members: {out / 'members'}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
-def meta(config: RecipeOption, data: DataOption, out: OutOption, cache: CacheOption = _CACHE) -> None:
+def meta(config: RecipeOption, data: DataOption, out: OutOption, cache: CacheOption = CACHE) -> None:
     """Train the meta-classifiers on the members of a run, mix their soup and calibrate it: stages 3 and 4.
 
     Example: medusa-train meta --config recipes/default.toml --data data --out runs/default
     """
     recipe = _load(config)
-    with _progress() as (report, _), _told():
+    with progress() as (report, _), told():
         train_meta_classifiers(recipe, prepare(recipe, data, cache, report), out)
     console.print(f"meta-classifiers: {out / 'meta'}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
-def evaluate(config: RecipeOption, data: DataOption, out: OutOption, cache: CacheOption = _CACHE) -> None:
+def evaluate(config: RecipeOption, data: DataOption, out: OutOption, cache: CacheOption = CACHE) -> None:
     """Evaluate a run whose stages are done on speakers that none has seen, and write its checkpoint and report.
 
     Example: medusa-train evaluate --config recipes/default.toml --data data --out runs/default
     """
     recipe = _load(config)
-    with _progress() as (report, _), _told():
+    with progress() as (report, _), told():
         page = evaluate_run(recipe, prepare(recipe, data, cache, report), cache, out, report)
     console.print(f"checkpoint and report: {out} ({page})", markup=False, highlight=False, soft_wrap=True)
 
@@ -209,8 +171,10 @@ def _show(plan: DryRun) -> None:
     if plan.training_hours is None:
         results.print(f"training: no time is told, because {plan.why_no_time}", markup=False, soft_wrap=True)
     else:
-        told = f"stages 1 and 2: roughly {plan.training_hours:.1f} h of one process, after a step timed on this machine"
-        results.print(f"{told}; extracting features is not in it", markup=False, soft_wrap=True)
+        estimate = (
+            f"stages 1 and 2: roughly {plan.training_hours:.1f} h of one process, after a step timed on this machine"
+        )
+        results.print(f"{estimate}; extracting features is not in it", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -219,7 +183,7 @@ def report(out: OutOption) -> None:
 
     Example: medusa-train report --out runs/default
     """
-    with _told():
+    with told():
         page = render(out)
         evaluations = read_results(out)["evaluations"]
     for name, evaluation in evaluations.items():
@@ -241,7 +205,7 @@ def ablate(
             help="Members to take things away from, joined by commas; else one of each set of modalities, at most four."
         ),
     ] = "",
-    cache: CacheOption = _CACHE,
+    cache: CacheOption = CACHE,
     workers: int = 2,
 ) -> None:
     """Compare a recipe with itself, one thing taken away at a time. What a run in the same folder has trained is used.
@@ -249,15 +213,10 @@ def ablate(
     Example: medusa-train ablate --config recipes/default.toml --data data --out runs/default
     """
     recipe, wanted = _load(config), tuple(name.strip() for name in members.split(",") if name.strip())
-    with _progress() as (report, _), _told():
+    with progress() as (report, _), told():
         page = compare_ablations(recipe, data, cache, out, workers, report, wanted)
     console.print(f"comparisons: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
-@contextmanager
-def _told() -> Iterator[None]:
-    """Turns our own errors into one line and exit status 2."""
-    try:
-        yield
-    except (TrainError, RecordingError, SourceError) as error:
-        raise _refusal(str(error)) from error
+for command in (finetune, fewshot, adapt):
+    app.command()(command)

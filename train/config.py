@@ -2,17 +2,30 @@
 
 import tomllib
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
-from model.spec import Attention, EncoderKind, EncoderSpec, Family, Fusion, Gates, MemberSpec, SpecError
+from model.spec import (
+    Attention,
+    EncoderKind,
+    EncoderSpec,
+    Family,
+    Fusion,
+    Gates,
+    MemberSpec,
+    SpecError,
+    check_fallbacks,
+)
 from train.augment_config import AugmentConfig
 from train.corpora import check_options
 from train.corpora.options import CorpusOptions
 from train.errors import RecipeError
 from train.losses import ATTRIBUTE_WEIGHT, CROSS_ENTROPY_WEIGHT, Terms
 from train.micl import TEMPERATURE, WEIGHT, Contrast, Positives
+
+STARTED: Final = "started"
+"""Set in the context of a recipe whose members begin with trained weights: it may train nothing."""
 
 
 class _Section(BaseModel):
@@ -249,6 +262,8 @@ class Recipe(_Section):
     seed: int = 0
     notes: tuple[str, ...] = ()
     """Sentences for the limits of the model card: what is true of this data and of this recipe alone."""
+    fallbacks: tuple[tuple[str, ...], ...] = ()
+    """Members that are left when a server has not time for all, and then for those: each list shorter than the one before."""
     data: DataConfig
     text: TextConfig | None = None
     augment: AugmentConfig = AugmentConfig()
@@ -263,14 +278,14 @@ class Recipe(_Section):
     compute: ComputeConfig = ComputeConfig()
 
     @model_validator(mode="after")
-    def _buildable(self) -> Self:
+    def _buildable(self, info: ValidationInfo) -> Self:
         for member in self.members:
             unknown = set(member.modalities) - set(self.encoders)
             if unknown:
                 raise ValueError(
                     f"member {member.name!r} reads {sorted(unknown)}: [encoders] has {sorted(self.encoders)}"
                 )
-        if self.stage1.epochs == 0:
+        if self.stage1.epochs == 0 and not (info.context or {}).get(STARTED):
             raise ValueError("stage1.epochs is 0: only stage 2 can be left out")
         if "whisper" not in self.encoders:
             raise ValueError(f"[encoders] has {sorted(self.encoders)}: `whisper` is needed, it gives frames and words")
@@ -279,6 +294,7 @@ class Recipe(_Section):
         names = [member.name for member in self.members]
         if len(set(names)) != len(names):
             raise ValueError(f"member names must differ, got {names}")
+        check_fallbacks(names, self.fallbacks)
         self.member_specs()
         return self
 
@@ -300,6 +316,36 @@ class Recipe(_Section):
         )
 
 
+def plain_recipe(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as plain data for JSON, from which it is read again; what no key holds is in it too."""
+    plain = recipe.model_dump(mode="json")
+    for name, encoder in recipe.encoders.items():
+        plain["encoders"][name] |= {"licence": encoder.licence, "supervised_on": list(encoder.supervised_on)}
+    return plain
+
+
+def read_recipe_data(path: Path) -> dict[str, Any]:
+    """The sections of a recipe file, unchecked.
+
+    Raises:
+        RecipeError: if the file cannot be read or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise RecipeError(f"{path} is not TOML: {error}") from error
+
+
+def mistakes_of(path: Path, error: ValidationError) -> RecipeError:
+    """All mistakes of a file, one line each."""
+    lines = [
+        f"  {'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']} (got {e['input']!r:.80})" for e in error.errors()
+    ]
+    return RecipeError(f"{path} has {error.error_count()} mistakes:\n" + "\n".join(lines))
+
+
 def load_recipe(path: Path) -> Recipe:
     """Reads a recipe file.
 
@@ -307,15 +353,8 @@ def load_recipe(path: Path) -> Recipe:
         RecipeError: naming every field that is wrong, its value, and what is allowed.
     """
     try:
-        return Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path} is not TOML: {error}") from error
+        return Recipe.model_validate(read_recipe_data(path))
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']} (got {e['input']!r:.80})" for e in error.errors()
-        ]
-        raise RecipeError(f"{path} has {error.error_count()} mistakes:\n" + "\n".join(lines)) from error
+        raise mistakes_of(path, error) from error
     except SpecError as error:
         raise RecipeError(f"{path}: {error}") from error

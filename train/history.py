@@ -15,16 +15,24 @@ _META_NOTES: Final = re.compile(r"seed-(?P<seed>-?\d+)\.stage3\.json")
 
 @dataclass(slots=True)
 class History:
-    """What happened in a stage: a row per epoch, and which epoch was kept."""
+    """What happened in a stage: a row per epoch, and which epoch was kept.
+
+    Attributes:
+        rows: one per epoch.
+        best_epoch: the one that was kept; -1 where none was better than what the stage began with.
+        steps: of the optimizer.
+        start_score: of what the stage began with, where that competes with the epochs; else below every score.
+    """
 
     rows: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = -1
     steps: int = 0
+    start_score: float = -1.0
 
     @property
     def best_score(self) -> float:
-        """Score of the epoch that is kept; below every score before there is one."""
-        return self.rows[self.best_epoch]["dev_macro_f1"] if self.best_epoch >= 0 else -1.0
+        """Score of the epoch that is kept; that of the start, or below every score, before there is one."""
+        return self.rows[self.best_epoch]["dev_macro_f1"] if self.best_epoch >= 0 else self.start_score
 
 
 def write_meta_histories(folder: Path, histories: Mapping[int, History]) -> None:
@@ -60,6 +68,8 @@ def learning_curves(folder: Path, members: tuple[str, ...]) -> list[dict[str, An
         if name is None or name["member"] not in members:
             continue
         notes = json.loads(path.read_text(encoding="utf-8"))
+        if not notes["rows"]:  # a stage of no epochs kept what it began with
+            continue
         found.append(
             {
                 "member": name["member"],

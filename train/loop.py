@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.labels import class_mask
+from model.labels import ATTRIBUTES, class_mask
 from model.network.member import Member
 from model.network.metaclassifier import UNTRAINED_LOGIT
 from model.spec import EncoderSpec
@@ -20,7 +20,6 @@ from train.dataset import (
     Examples,
     batches_by_length,
     labels_of,
-    make_batch,
     passes_by_length,
     steps_of,
     tensors,
@@ -32,6 +31,7 @@ from train.losses import PAPER, Labels, Mixing, Terms, Totals, draw_mixing, mult
 from train.metrics import balanced_macro_f1
 from train.micl import Contrast, contrastive_loss
 from train.resume import Standing, module_device
+from train.transfer.start import Auxiliary, Rows
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,8 @@ class StageData:
         trained_classes: classes with a logit of their own.
         terms: weights of classes and attributes in the loss.
         contrast: how the member's views are compared; None where it has none.
+        auxiliary: a loss beside these; None for none.
+        from_start: the weights that the stage begins with compete with its epochs.
     """
 
     epoch: EpochSource
@@ -62,6 +64,8 @@ class StageData:
     trained_classes: tuple[str, ...]
     terms: Terms = PAPER
     contrast: Contrast | None = None
+    auxiliary: Auxiliary | None = None
+    from_start: bool = False
 
 
 def class_bias(trained_classes: tuple[str, ...]) -> Tensor:
@@ -103,12 +107,16 @@ def train_stage(
     torch.manual_seed(seed)
     member.to(execution.device)
     rate, decay = config.learning_rate, config.weight_decay
-    optimizer = torch.optim.AdamW(member.parameters(), lr=rate, weight_decay=decay, fused=True)
+    beside = data.auxiliary.to(execution.device).parameters() if data.auxiliary else ()
+    learned = [parameter for parameter in (*member.parameters(), *beside) if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=rate, weight_decay=decay, fused=True)
     best = copy.deepcopy(member.state_dict())
     standing = Standing(member, optimizer, np.random.default_rng(seed), best, History())
     if execution.resume is not None:
         execution.resume.restore(standing)
     step, bias = Step(member, encoders, data, config, execution), class_bias(data.trained_classes)
+    if data.from_start and data.dev is not None and not standing.history.rows:
+        standing.history.start_score = selection_score(member, encoders, data.dev, bias)
     while not _is_over(standing.history, config):
         history, epoch = standing.history, len(standing.history.rows)
         if ranks.world > 1:
@@ -182,7 +190,7 @@ class Step:
         self.config = config
         self._inputs = {name: encoders[name] for name in member.spec.modalities}
         self._weights = data.class_weights.to(execution.device)
-        self._terms, self._contrast = data.terms, data.contrast
+        self._terms, self._contrast, self._auxiliary = data.terms, data.contrast, data.auxiliary
         self._bias = class_bias(data.trained_classes).to(execution.device)
         self._execution = execution
         self._fuse = torch.compile(member.fuse, dynamic=True) if execution.compile else member.fuse
@@ -220,9 +228,13 @@ class Step:
             logits, attributes = self.member.classify(mixing.values(x) if mixing else x)
         there = Labels(labels.classes.to(device), labels.attributes.to(device), labels.rated.to(device))
         loss = multitask_loss(logits.float(), attributes.float(), there, self._weights, self._bias, totals, self._terms)
+        share = 1.0 if totals is None else len(part) / totals.rows
+        if self._auxiliary is not None:
+            loss = loss + share * self._auxiliary(
+                self.member, x.float(), lambda rows: self._representation(rows)[0].float()
+            )
         if self._contrast is None or views is None:
             return loss
-        share = 1.0 if totals is None else len(part) / totals.rows
         return loss + share * self._contrast.weight * self._contrasted(part, views, self._contrast)
 
     def _contrasted(self, part: Examples, views: Tensor, contrast: Contrast) -> Tensor:
@@ -231,7 +243,7 @@ class Step:
         there = torch.from_numpy(present).to(views.device), torch.from_numpy(part.dominant).to(views.device)
         return contrastive_loss(views.float(), *there, contrast)
 
-    def _representation(self, part: Examples) -> tuple[Tensor, Tensor | None]:
+    def _representation(self, part: Rows) -> tuple[Tensor, Tensor | None]:
         """x `[B, D]` and views of a batch: on a CPU in passes of like lengths, because padding costs it more than they do."""
         device = self._execution.device
         if device.type != "cpu":
@@ -263,19 +275,19 @@ def selection_score(member: Member, encoders: Mapping[str, EncoderSpec], dev: Ex
 
 @torch.no_grad()
 def predict(
-    member: Member, encoders: Mapping[str, EncoderSpec], examples: Examples, bias: Tensor
+    member: Member, encoders: Mapping[str, EncoderSpec], examples: Rows, bias: Tensor
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Posteriors `[N, 8]` and attributes `[N, 3]` of every example, in the examples' order; where the member is."""
     member.eval()
     posterior = np.zeros((len(examples), len(bias)), np.float32)
-    attributes = np.zeros((len(examples), examples.attributes.shape[1]), np.float32)
+    attributes = np.zeros((len(examples), len(ATTRIBUTES)), np.float32)
     lengths = np.array([len(frames) for frames in examples.frames[member.spec.modalities[0]]])
     order = np.argsort(lengths, kind="stable")
     inputs, device = {name: encoders[name] for name in member.spec.modalities}, module_device(member)
     for start in range(0, len(order), _PREDICTION_BATCH):
         rows = order[start : start + _PREDICTION_BATCH]
-        batch = make_batch(examples.subset(rows), inputs)
-        logits, values = member(moved(batch.frames, device), moved(batch.masks, device))
+        frames, masks = tensors(examples.subset(rows).frames, inputs)
+        logits, values = member(moved(frames, device), moved(masks, device))
         posterior[rows] = torch.softmax(logits.cpu() + bias, dim=1).numpy()
         attributes[rows] = values.cpu().numpy()
     return posterior, attributes

@@ -150,12 +150,47 @@ def learning(curves: Sequence[Mapping[str, Any]], limits: Mapping[str, tuple[flo
         start = 1
         for row in by_fold.get(None, []):
             best = row["best_epoch"]
+            if best < 0:  # no epoch was better than what the stage began with
+                told += f" {row['stage']}: what it began with was kept." if key == "loss" else ""
+                start += len(row[key])
+                continue
             body.append(_marker((axes.x(start + best), axes.y(row[key][best])), 0, 4))
             if key == "dev_macro_f1":
                 told += f" {row['stage']}: best {row[key][best]:.3f} at epoch {best + 1} of {len(row[key])}."
             start += len(row[key])
     body.append(_text((44 + 150, 280), f"epoch ({' | '.join(stages)})", "axis mid"))
     return _svg(288, "Learning curves." + told, body)
+
+
+def budgets(curves: Mapping[str, Mapping[float, Span]], level: Span, level_name: str) -> str:
+    """UAR of each system over the share of a corpus' labels that it has seen, with intervals; a line for what saw none.
+
+    Args:
+        curves: system -> share (0..1) -> UAR.
+        level: UAR without any label.
+        level_name: what it is of.
+    """
+    spans = [level, *(span for points in curves.values() for span in points.values())]
+    low, high = (max(0.0, min(s["low"] for s in spans) - 0.03), min(1.0, max(s["high"] for s in spans) + 0.03))
+    shares = sorted({share for points in curves.values() for share in points})
+    axes = Axes((-0.5, low), (len(shares) - 0.5, high), height=220)
+    bottom = axes.top + axes.height
+    levels = [low + (high - low) * part / 4 for part in range(5)]
+    body, told = [_levels(axes, levels, 2)], [f"{level_name} {level['value']:.3f}"]
+    body += [_text((axes.x(n), bottom + 15), f"{share:.0%}", "tick mid") for n, share in enumerate(shares)]
+    body.append(_text((axes.left + axes.width / 2, bottom + 31), "share of the labels", "axis mid"))
+    body.append(_line((axes.left, axes.y(level["value"])), (axes.left + axes.width, axes.y(level["value"])), "mark"))
+    body.append(_text((axes.left + axes.width, axes.y(level["value"]) - 5), level_name, "tick end"))
+    for number, (name, points) in enumerate(curves.items()):
+        aside = 0.08 * (number - (len(curves) - 1) / 2)
+        places = [(axes.x(shares.index(share) + aside), span) for share, span in sorted(points.items())]
+        body.append(_path([(x, axes.y(span["value"])) for x, span in places], f"series s{number}"))
+        for x, span in places:
+            body.append(_line((x, axes.y(span["low"])), (x, axes.y(span["high"])), "whisker"))
+            body.append(_marker((x, axes.y(span["value"])), number, 4))
+        body.append(_legend(number, bottom + 56 + 19 * number, name))
+        told.append(f"{name}: " + ", ".join(f"{share:.0%} {s['value']:.3f}" for share, s in sorted(points.items())))
+    return _svg(bottom + 50 + 19 * len(curves), "UAR over the share of labels. " + "; ".join(told) + ".", body)
 
 
 def speakers(scores: Mapping[str, Mapping[str, Any]]) -> str:

@@ -1,8 +1,8 @@
 """From a data folder to what stages train on: corpora, splits, features, sentences."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -61,7 +61,28 @@ class Prepared:
     notes: dict[str, dict[str, int]]
 
 
-def prepare(recipe: Recipe, data: Path, cache: Path, progress: Progress, device: str = "") -> Prepared:
+def _whole(split: Split) -> Split:
+    return split
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A corpus seen otherwise than its recipe alone says.
+
+    Attributes:
+        narrow: takes clips out of a split.
+        adaptation: in the place of one whose reference is measured on the training recordings.
+        tested: corpus that only evaluates -> the speakers of it that are tested on; without it, all.
+    """
+
+    narrow: Callable[[Split], Split] = _whole
+    adaptation: Adaptation | None = None
+    tested: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+
+def prepare(
+    recipe: Recipe, data: Path, cache: Path, progress: Progress, device: str = "", view: View | None = None
+) -> Prepared:
     """Reads the corpora, extracts what is not cached, and splits by speaker.
 
     Args:
@@ -70,13 +91,15 @@ def prepare(recipe: Recipe, data: Path, cache: Path, progress: Progress, device:
         cache: folder of the feature cache.
         progress: told what is done.
         device: where encoders run: "auto", "cpu", "cuda", or "" for the recipe's `compute.device`.
+        view: what is seen of the corpus; None for all, as the recipe says.
 
     Raises:
         CorpusError: if a corpus is missing or incomplete.
         LeakageError: if a speaker would stand on two sides.
     """
     manifest = read_corpus(recipe.data.corpus, data, recipe.data.options)
-    split = split_of(manifest, recipe.data)
+    view = view or View()
+    split = view.narrow(split_of(manifest, recipe.data))
     extraction = extraction_of(recipe, cache, progress, device)
     votes = recipe.data.intended_votes
     clean = extraction.frames(manifest.clips)
@@ -85,7 +108,7 @@ def prepare(recipe: Recipe, data: Path, cache: Path, progress: Progress, device:
     trained = tuple(name for name, mass in zip(CLASSES, copies[0].targets.sum(axis=0), strict=True) if mass > 0)
     folds = _fold_numbers(split, recipe)
     dev = [examples_of(split.dev.clips, _only(f, split.dev), votes) for f in (clean, *degraded[:1])]
-    adaptation = _adaptation(recipe, copies[0])
+    adaptation = view.adaptation or _adaptation(recipe, copies[0])
     dealt = _Dealt(recipe, adaptation)
     training = TrainingSet(
         copies=dealt.often(copies),
@@ -103,9 +126,12 @@ def prepare(recipe: Recipe, data: Path, cache: Path, progress: Progress, device:
     notes = {recipe.data.corpus: _notes(manifest, split)}
     for name in recipe.data.evaluate:
         other = read_corpus(name, data, recipe.data.options_of(name))
-        kept = tuple(clip for clip in other.clips if clip.label in trained)
+        heard = other.of_speakers(view.tested.get(name, other.speakers)).clips
+        kept = tuple(clip for clip in heard if clip.label in trained)
         notes[name] = other.notes
-        dropped[name] = other.dropped | {"class that was not trained": len(other.clips) - len(kept)}
+        dropped[name] = other.dropped | {"class that was not trained": len(heard) - len(kept)}
+        if len(heard) < len(other.clips):
+            dropped[name] |= {"speaker that is not tested on": len(other.clips) - len(heard)}
         test[name] = Manifest(kept), extraction.frames(kept)
     alone = {name: examples_of(part.clips, _only(frames, part), 1.0) for name, (part, frames) in test.items()}
     return Prepared(

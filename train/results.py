@@ -19,10 +19,10 @@ from train.features import Progress
 from train.loop import class_bias, predict
 from train.prepare import ALONE, Prepared
 from train.probe import Probe, audio_modalities
-from train.reference import Outputs, Reference, reference_of
+from train.reference import Guesses, Outputs, Reference, reference_of
 from train.report import FORMAT
 from train.stacking import ABSTAIN_QUANTILE, Stacked, member_outputs
-from train.stages.meta import meta_posterior, stacked_outputs
+from train.stages.meta import columns_of, meta_posterior, stacked_outputs
 
 SOUP: Final = "soup of meta-classifiers"
 ADAPTED_PROBE: Final = "linear probe, adapted to the channel"
@@ -47,9 +47,23 @@ def fit_probes(recipe: Recipe, prepared: Prepared) -> dict[str, Probe]:
 
 
 def evaluate_set(
-    recipe: Recipe, prepared: Prepared, trained: Stacked, probes: Mapping[str, Probe], name: str
+    recipe: Recipe,
+    prepared: Prepared,
+    trained: Stacked,
+    probes: Mapping[str, Probe],
+    name: str,
+    beside: Mapping[str, Guesses] | None = None,
 ) -> tuple[Reference, Outputs, dict[str, Any]]:
-    """One test set: what it is held against, what the soup says, and the evaluation as plain data."""
+    """One test set: what it is held against, what the soup says, and the evaluation as plain data.
+
+    Args:
+        recipe: of the members.
+        prepared: holds the test set.
+        trained: the ensemble.
+        probes: what it is compared with.
+        name: of the test set.
+        beside: other systems' guesses on these clips, to compare with too.
+    """
     test, training = prepared.test[name], prepared.training
     reference = reference_of(test, prepared.votes[name], prepared.genders[name])
     bias, encoders = class_bias(training.trained_classes), recipe.encoder_specs()
@@ -74,14 +88,26 @@ def evaluate_set(
             kind: probe.guesses(test if kind == ADAPTED_PROBE else otherwise.get(ALONE, test))
             for kind, probe in probes.items()
         },
+        **(beside or {}),
         **{f"member {m.spec.name}": members[:, i].argmax(axis=1) for i, m in enumerate(trained.members)},
         "majority vote": majority_vote(members),
         "soft vote": members.mean(axis=1).argmax(axis=1),
         "single meta-classifier": meta_posterior(trained.runs[0], stacked, bias, 1.0).argmax(axis=1),
+        **_fallback_guesses(trained, stacked, bias),
         **{f"soup, {way}": _guesses(recipe, trained, examples, bias) for way, examples in otherwise.items()},
         SOUP: posterior.argmax(axis=1),
     }
     return reference, outputs, compare(reference, systems, SOUP, outputs)
+
+
+def _fallback_guesses(trained: Stacked, stacked: torch.Tensor, bias: torch.Tensor) -> dict[str, Guesses]:
+    """What is left of the soup where a server has not time for all members."""
+    names, found = [member.spec.name for member in trained.members], {}
+    for number, fallback in enumerate(trained.fallbacks, 1):
+        columns = columns_of(fallback.spec.members, names)
+        posterior = meta_posterior(fallback.meta, stacked[:, columns], bias, fallback.spec.temperature)
+        found[f"fallback {number}: {', '.join(fallback.spec.members)}"] = posterior.argmax(axis=1)
+    return found
 
 
 def _guesses(recipe: Recipe, trained: Stacked, examples: Examples, bias: torch.Tensor) -> npt.NDArray[np.int64]:
@@ -104,8 +130,8 @@ def results_of(
         "format": FORMAT,
         "name": f"medusa-rt {recipe.name}",
         "summary": (
-            f"{len(trained.members)} members ({', '.join(m.spec.name for m in trained.members)}), a linear "
-            f"meta-classifier on their out-of-fold outputs, {_soup_in_words(recipe, trained)}. "
+            f"{len(trained.members)} members ({', '.join(m.spec.name for m in trained.members)}), "
+            f"{_soup_in_words(recipe, trained)}. "
             f"Classes: {', '.join(classes)}.{never}"
         ),
         "data": [
@@ -144,9 +170,12 @@ def _adapted_in_words(recipe: Recipe) -> list[str]:
 
 
 def _soup_in_words(recipe: Recipe, trained: Stacked) -> str:
+    if not any(history.rows for history in trained.histories):
+        return "a linear meta-classifier that was given and not trained here"
+    stacked = "a linear meta-classifier on their out-of-fold outputs"
     if recipe.meta.soup == "uniform":
-        return f"a soup of {len(trained.runs)} runs"
-    return f"a greedy soup of {len(trained.ingredients)} of {len(trained.runs)} runs"
+        return f"{stacked}, a soup of {len(trained.runs)} runs"
+    return f"{stacked}, a greedy soup of {len(trained.ingredients)} of {len(trained.runs)} runs"
 
 
 def _seeds(recipe: Recipe, trained: Stacked) -> dict[str, Any]:

@@ -1,10 +1,11 @@
 """The whole run: members (stages 1 and 2) in parallel, meta-classifier, soup, calibration, evaluation, checkpoint."""
 
+import json
 import multiprocessing
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any, Final
@@ -13,8 +14,8 @@ import torch
 
 from model.network.checkpoint import Checkpoint, save_checkpoint
 from model.network.member import Member
-from model.spec import EnsembleSpec
-from train.config import Recipe
+from model.spec import EnsembleSpec, Lineage
+from train.config import Recipe, plain_recipe
 from train.cost import EVALUATION, FEATURES, META, Cost
 from train.errors import RunError
 from train.execution import Ranks, device_of, join_ranks, keep_freed_memory, leave_ranks
@@ -22,6 +23,7 @@ from train.features import Progress
 from train.history import learning_curves, meta_curves, write_meta_histories
 from train.predictions import predictions_file, write_predictions
 from train.prepare import Prepared, prepare
+from train.reference import Guesses
 from train.report import PAGE_FILE, model_card, scores_of, write_report
 from train.results import evaluate_set, fit_probes, results_of, words_table
 from train.stacking import Stacked, stack
@@ -30,6 +32,9 @@ from train.stored_stack import load_stacked, save_stacked, stack_key
 
 _NAMED: Final = 5
 """Missing members that a message names."""
+
+RECIPE_FILE: Final = "recipe.json"
+"""What a run's members were trained by, for those that begin with them."""
 
 _worker: tuple[TrainingSet, Place] | None = None
 """What a worker process trains on, and where; set once by its initialiser."""
@@ -42,6 +47,27 @@ class Task:
     job: Job
     recipe: Recipe
     folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Descent:
+    """What is told of a run that did not begin anew.
+
+    Attributes:
+        lineage: the steps that made the ensemble, the first one first.
+        beside: test set -> system -> its guesses `[N]`: what the ensemble is compared with, its source above all.
+        limits: what a reader of the card must know.
+        probes: linear probes on the training data are compared with too.
+    """
+
+    lineage: tuple[Lineage, ...] = ()
+    beside: Mapping[str, Mapping[str, Guesses]] = field(default_factory=dict)
+    limits: tuple[str, ...] = ()
+    probes: bool = True
+
+
+NEW: Final = Descent()
+"""Of a run that began anew."""
 
 
 def train_ensemble(recipe: Recipe, data: Path, cache: Path, out: Path, workers: int, progress: Progress) -> Path:
@@ -157,8 +183,31 @@ def evaluate_run(recipe: Recipe, prepared: Prepared, cache: Path, out: Path, pro
         raise RunError(
             f"{out / 'meta'} holds no meta-classifiers on these members: medusa-train meta --out {out} trains them"
         )
+    return finish_run(recipe, prepared, trained, cache, out, progress)
+
+
+def finish_run(
+    recipe: Recipe,
+    prepared: Prepared,
+    trained: Stacked,
+    cache: Path,
+    out: Path,
+    progress: Progress,
+    descent: Descent = NEW,
+) -> Path:
+    """Evaluates an ensemble, writes checkpoint, report and recipe; returns the report's path.
+
+    Args:
+        recipe: of its members.
+        prepared: what it was trained on and is tested with.
+        trained: the ensemble.
+        cache: folder of the feature cache.
+        out: folder of the run.
+        progress: told what is done.
+        descent: where it comes from, if it did not begin anew.
+    """
     with Cost(out).timed(EVALUATION):
-        results = _evaluate(recipe, prepared, trained, cache, out, progress)
+        results = _evaluate(recipe, prepared, trained, cache, out, progress, descent)
     for member in trained.members:
         member.cpu()
     spec = EnsembleSpec(
@@ -183,23 +232,37 @@ def evaluate_run(recipe: Recipe, prepared: Prepared, cache: Path, out: Path, pro
         },
         model_card=model_card(results),
         adaptation=prepared.adaptation,
+        lineage=descent.lineage,
+        fallbacks=trained.fallbacks,
     )
     save_checkpoint(out / "checkpoint", checkpoint)
+    (out / RECIPE_FILE).write_text(json.dumps(plain_recipe(recipe), indent=1), encoding="utf-8")
     return write_report(out, results)
 
 
 def _evaluate(
-    recipe: Recipe, prepared: Prepared, trained: Stacked, cache: Path, out: Path, progress: Progress
+    recipe: Recipe,
+    prepared: Prepared,
+    trained: Stacked,
+    cache: Path,
+    out: Path,
+    progress: Progress,
+    descent: Descent,
 ) -> dict[str, Any]:
-    evaluations, probes = {}, fit_probes(recipe, prepared)
+    evaluations, probes = {}, fit_probes(recipe, prepared) if descent.probes else {}
     for done, name in enumerate(prepared.test):
         progress("evaluation", done, len(prepared.test))
-        reference, outputs, evaluation = evaluate_set(recipe, prepared, trained, probes, name)
+        beside = descent.beside.get(name, {})
+        reference, outputs, evaluation = evaluate_set(recipe, prepared, trained, probes, name, beside)
         write_predictions(out / predictions_file(name), reference, outputs)
         evaluations[f"{name} (unseen speakers)"] = evaluation | {"predictions": predictions_file(name)}
     progress("evaluation", len(prepared.test), len(prepared.test))
     words = words_table(recipe, prepared, trained, cache, progress)
     results = results_of(recipe, prepared, trained, evaluations, words)
+    if descent.lineage:
+        results["lineage"] = [asdict(step) for step in descent.lineage]
+        results["data"] = [*map(str, descent.lineage), *results["data"]]
+    results["limits"] = [*descent.limits, *results["limits"]]
     names = tuple(member.name for member in recipe.members)
     return results | {"learning_curves": learning_curves(out / "members", names) + meta_curves(out / "meta")}
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,8 +11,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from model.network.checkpoint import TrainedFallback
 from model.network.member import Member
 from model.network.metaclassifier import WIDTH, MetaClassifier
+from model.spec import Fallback
 from train.config import ObjectiveConfig, Recipe
 from train.history import History
 from train.stacking import Stacked
@@ -27,6 +30,8 @@ def stack_key(recipe: Recipe, member_keys: Sequence[str]) -> str:
     plain = ObjectiveConfig().cross_entropy_weight  # counts where it is changed, so that older results keep their key
     parts["objective"] = {n: v for n, v in own.items() if (n, v) != ("cross_entropy_weight", plain)}
     parts |= {"format": _FORMAT, "members": list(member_keys)}
+    if recipe.fallbacks:
+        parts["fallbacks"] = recipe.fallbacks
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -35,6 +40,8 @@ def save_stacked(folder: Path, key: str, stacked: Stacked) -> None:
     tensors = {f"soup.{name}": values for name, values in stacked.soup.state_dict().items()}
     for number, run in enumerate(stacked.runs):
         tensors |= {f"run{number}.{name}": values for name, values in run.state_dict().items()}
+    for number, fallback in enumerate(stacked.fallbacks):
+        tensors |= {f"fallback{number}.{name}": values for name, values in fallback.meta.state_dict().items()}
     tensors["prior_ratio"] = torch.from_numpy(stacked.prior_ratio)
     notes = {
         "key": key,
@@ -43,6 +50,7 @@ def save_stacked(folder: Path, key: str, stacked: Stacked) -> None:
         "temperature": stacked.temperature,
         "abstain_below": stacked.abstain_below,
         "trained_attributes": stacked.trained_attributes,
+        "fallbacks": [asdict(fallback.spec) for fallback in stacked.fallbacks],
     }
     folder.mkdir(parents=True, exist_ok=True)
     partial = (folder / _FILE).with_suffix(".part")
@@ -76,4 +84,8 @@ def load_stacked(folder: Path, key: str, members: tuple[Member, ...]) -> Stacked
         abstain_below=notes["abstain_below"],
         prior_ratio=tensors["prior_ratio"].numpy(),
         trained_attributes=tuple(notes["trained_attributes"]),
+        fallbacks=tuple(
+            TrainedFallback(Fallback(**{**spec, "members": tuple(spec["members"])}), meta(f"fallback{number}"))
+            for number, spec in enumerate(notes.get("fallbacks", ()))
+        ),
     )

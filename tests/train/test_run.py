@@ -80,6 +80,7 @@ def tiny_recipe(text_encoder: Path) -> Recipe:
         shipped
         | {
             "name": "tiny",
+            "fallbacks": [["voice"]],
             "data": shipped["data"] | {"dev_fraction": 0.2, "test_fraction": 0.25, "degraded_copies": 1},
             "text": shipped["text"] | {"sentences_per_class": 2},
             "encoders": encoders | {"text": text},
@@ -114,6 +115,7 @@ def test_a_run_leaves_a_checkpoint_that_says_how_it_came_about(run: Run) -> None
     assert checkpoint.spec.trained_attributes == ()
     assert checkpoint.temperature > 0
     assert 0 < checkpoint.abstain_below < 1
+    assert [fallback.spec.members for fallback in checkpoint.fallbacks] == [("voice",)]
     assert checkpoint.training["licence"] == run.recipe.data.licence
     assert checkpoint.training["contaminated_by"] == ["text: ravdess"]
     assert "so that its figures flatter: text: ravdess." in checkpoint.model_card

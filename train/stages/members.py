@@ -25,6 +25,7 @@ from train.loop import EpochSource, StageData, class_bias, predict, train_stage
 from train.losses import class_weights
 from train.pairing import Pairing, TextBank
 from train.resume import ResumePoint
+from train.transfer.start import Start
 from train.word_errors import Misheard
 
 ALL_SPEAKERS = -1
@@ -45,6 +46,8 @@ class TrainingSet:
         trained_classes: classes that occur.
         content: a hash of the examples and their features.
         misheard: what a recogniser might have heard instead; None where the recipe has no word errors.
+        start: what members begin with; None for weights of their own. It stands in `content`.
+        selects: the held-out speakers choose the epoch; else the last one is kept. It stands in `content` too.
     """
 
     copies: tuple[Examples, ...]
@@ -54,6 +57,8 @@ class TrainingSet:
     trained_classes: tuple[str, ...]
     content: str = ""
     misheard: Misheard | None = None
+    start: Start | None = None
+    selects: bool = True
 
     @property
     def train(self) -> Examples:
@@ -115,13 +120,16 @@ def train_member(
         return member.eval()
     mine = np.flatnonzero(data.folds != job.fold)
     copies = tuple(copy.subset(mine) for copy in data.copies)
-    set_statistics(member, concatenate(copies))
+    if data.start is None:
+        set_statistics(member, concatenate(copies))
+    else:
+        data.start.begin(member)
     stages = (
         ("stage1", recipe.stage1, _all_examples(recipe, data, copies), class_weights(aimed(recipe, copies[0]).targets)),
         ("stage2", recipe.stage2, _balanced(recipe, data, copies), torch.ones(len(CLASSES))),
     )
     for number, (stage, config, source, weights) in enumerate(stages):
-        if config.epochs == 0:
+        if config.epochs == 0 and number > 0:
             continue
         path, key = _path(folder, job, stage), _key(recipe, job, stage, data.content)
         resume = _point(folder, job, stage, recipe, data.content)
@@ -131,9 +139,14 @@ def train_member(
             continue
         terms = recipe.objective.terms(job.member.family)
         contrast = recipe.objective.contrast.settings if job.member.contrast else None
-        epochs = StageData(source, data.dev, weights, data.trained_classes, terms, contrast)
         seed = job.member.seed * 1000 + (job.fold + 1) * 10 + number
-        execution = Execution(place.device, recipe.compute.compile, resume, partial(on_epoch, stage), place.ranks)
+        steps = config.epochs * -(-len(mine) // config.batch_size)
+        auxiliary = data.start.auxiliary(member, seed, steps) if data.start and data.start.auxiliary else None
+        started = data.start is not None
+        dev = data.dev if data.selects else None
+        epochs = StageData(source, dev, weights, data.trained_classes, terms, contrast, auxiliary, started)
+        point = None if auxiliary else resume  # a point holds nothing of what an auxiliary loss has learned and drawn
+        execution = Execution(place.device, recipe.compute.compile, point, partial(on_epoch, stage), place.ranks)
         history = train_stage(member, encoders, epochs, config, seed, execution)
         member.to(CPU)
         round_to_half(member)

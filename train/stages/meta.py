@@ -117,6 +117,39 @@ def greedy_ingredients(runs: Sequence[MetaClassifier], dev: HeldOut, bias: Tenso
     return tuple(chosen)
 
 
+@dataclass(frozen=True, slots=True)
+class Souped:
+    """Stages 3 and 4 on one set of members.
+
+    Attributes:
+        runs: of stage 3, one per seed.
+        histories: what happened in each of them.
+        ingredients: numbers of the runs that the soup is made of.
+        soup: the mean of these.
+    """
+
+    runs: tuple[MetaClassifier, ...]
+    histories: tuple[History, ...]
+    ingredients: tuple[int, ...]
+    soup: MetaClassifier
+
+
+def souped(data: StackingSet, config: MetaConfig, dev: HeldOut) -> Souped:
+    """A run of stage 3 for every seed, and the soup that the recipe asks for."""
+    trained = [train_meta(data, config, seed, dev) for seed in config.seeds]
+    runs = tuple(run for run, _ in trained)
+    greedy, everything = config.soup == "greedy", tuple(range(len(runs)))
+    chosen = greedy_ingredients(runs, dev, class_bias(data.trained_classes)) if greedy else everything
+    histories = tuple(history for _, history in trained)
+    return Souped(runs, histories, chosen, soup([runs[number] for number in chosen]))
+
+
+def columns_of(names: Sequence[str], members: Sequence[str]) -> list[int]:
+    """Where the outputs of some members are in `[N, 11 M]` of all `members`."""
+    places = [place for place, member in enumerate(members) if member in names]
+    return [column for place in places for column in range(WIDTH * place, WIDTH * (place + 1))]
+
+
 def stacked_outputs(
     predictions: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]],
 ) -> Tensor:

@@ -1,0 +1,101 @@
+"""The curve over budgets: what its figures are, and how they are shown."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model.labels import CLASSES
+from train.metrics import unweighted_average_recall
+from train.reference import ACTED, Guesses, Reference
+from train.transfer.budgets import Budget
+from train.transfer.fewshot import Spent, closed, compare_budgets
+from train.transfer.fewshot_report import FINETUNED, SCRATCH, markdown, page
+from train.transfer.source import UNTOUCHED
+
+SHARES = (0.1, 1.0)
+CLIPS = 240
+
+
+def reference() -> Reference:
+    truth = np.arange(CLIPS) % 3
+    truth[:10] = -1  # nobody knows
+    return Reference(
+        ids=tuple(map(str, range(CLIPS))),
+        speakers=tuple(f"s{n % 8}" for n in range(CLIPS)),
+        genders=("",) * CLIPS,
+        truth=truth,
+        kind=ACTED,
+        votes=None,
+        attributes=np.full((CLIPS, 3), np.nan),
+    )
+
+
+def guesses(right: float, seed: int) -> Guesses:
+    """Right for that share of the clips, and for those of lower shares' right ones too."""
+    order = np.random.default_rng(seed).random(CLIPS)
+    return np.where(order < right, np.arange(CLIPS) % 3, (np.arange(CLIPS) + 1) % 3).astype(np.int64)
+
+
+def results(full: float = 0.9) -> dict[str, Any]:
+    rates = {0.1: (0.75, 0.4), 1.0: (full, 0.8)}
+    spent = [
+        Spent(Budget(share, draw), 50, 10, 2, {FINETUNED: guesses(tuned, draw), SCRATCH: guesses(fresh, draw)})
+        for draw in range(2)
+        for share, (tuned, fresh) in rates.items()
+    ]
+    return compare_budgets(reference(), guesses(0.6, 0), spent, SHARES)
+
+
+def uar(found: Guesses) -> float:
+    known = reference().truth >= 0
+    return unweighted_average_recall(reference().truth[known], found[known])
+
+
+def test_figures_are_means_over_draws_and_the_gap_is_between_them() -> None:
+    found = results()
+    few, everything = found["budgets"]
+    tuned = [uar(guesses(0.75, draw)) for draw in range(2)]
+    assert few["systems"][FINETUNED]["by_draw"] == pytest.approx(tuned)
+    assert few["systems"][FINETUNED]["uar"]["value"] == pytest.approx(np.mean(tuned))
+    assert found[UNTOUCHED]["uar"]["value"] == pytest.approx(uar(guesses(0.6, 0)))
+    gain = np.mean(tuned) - uar(guesses(0.6, 0))
+    assert few["systems"][FINETUNED]["gain_over_untouched"]["value"] == pytest.approx(gain)
+    assert few["finetuned_over_scratch"]["low"] > 0
+    for system, rate in ((FINETUNED, 0.9), (SCRATCH, 0.8)):
+        full = np.mean([uar(guesses(rate, draw)) for draw in range(2)])
+        closing = few["gap_closed"][system]
+        assert closing["value"] == pytest.approx(gain / (full - uar(guesses(0.6, 0))))
+        assert closing["low"] < closing["value"] < closing["high"]
+    assert everything["gap_closed"][FINETUNED]["value"] == pytest.approx(1.0)
+
+
+def test_where_full_training_is_no_better_there_is_no_gap() -> None:
+    assert np.isnan(closed(0.6, 0.7, 0.6))
+    assert np.isnan(closed(0.6, 0.7, 0.5))
+    assert closed(0.5, 0.6, 0.7) == pytest.approx(0.5)
+    assert results(full=0.3)["budgets"][0]["gap_closed"][FINETUNED] is None
+
+
+def test_the_table_and_the_page_say_the_same() -> None:
+    about: dict[str, Any] = {
+        "name": "medusa-rt <mine>",
+        "source": "default-0123456789ab",
+        "source_corpus": "cremad",
+        "corpus": "table",
+        "members": ["a"],
+        "unit": "speakers",
+        "draws": 2,
+        "clips": 230,
+        "speakers": 8,
+        "reference": ACTED,
+        "classes": list(CLASSES[:3]),
+    }
+    found = about | results()
+    shown = f"{found['budgets'][0]['systems'][FINETUNED]['uar']['value']:.3f}"
+    for text in (markdown(found), page(found)):
+        assert shown in text
+        assert "50 + 10 of 2 speakers" in text
+    assert f"10% {shown}" in page(found), "the plot in words"
+    assert "<mine>" not in page(found)
+    assert "no gap" in markdown(about | results(full=0.3))

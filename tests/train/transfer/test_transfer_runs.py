@@ -1,0 +1,351 @@
+"""Whole transfers from a run on one made-up corpus to another: what is trained, told, exported and served."""
+
+import csv
+import json
+import shutil
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from export.bundle import write_bundle
+from model.bundle import read_bundle
+from model.labels import CLASSES
+from model.network.checkpoint import checkpoint_id, load_checkpoint
+from model.runtime import EnsembleRuntime
+from model.spec import Lineage
+from tests.fakes import voice
+from tests.model.tiny import write_tiny_text_encoder
+from tests.train.synthetic import write_wav
+from tests.train.test_run import tiny_recipe, write_corpora
+from train.cli import app
+from train.config import Recipe
+from train.dataset import Examples, tensors
+from train.errors import RecipeError, RunError
+from train.prepare import prepare
+from train.run import RECIPE_FILE, train_ensemble
+from train.transfer.adapt import adapt, adapted, hear
+from train.transfer.fewshot_report import FINETUNED, SCRATCH
+from train.transfer.finetune import begin, finetune
+from train.transfer.source import UNTOUCHED, Source, read_source
+from train.transfer.target import Target, load_target
+from train.transfer.unlabelled import Unlabelled
+
+SPEAKERS = range(8)
+LABELS = ("angry", "sad", "neutral", "surprise")  # the source has no surprise
+TARGET = """
+name = "mine"
+[data]
+corpus = "table"
+options = { folder = "mine" }
+licence = "ours"
+intended_votes = 0.0
+dev_fraction = 0.25
+test_fraction = 0.25
+[stage1]
+epochs = 2
+batch_size = 8
+learning_rate = 1e-3
+[meta]
+folds = 2
+epochs = 2
+seeds = [1, 2]
+[transfer]
+scratch_epochs = 1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """A finished source run and a target corpus; read it, never change it."""
+
+    folder: Path
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / "cache"
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "source"
+
+    def source(self, *names: str) -> Source:
+        return read_source(self.run, names)
+
+    def target(self, more: str = "", folder: Path | None = None) -> Target:
+        path = (folder or self.folder) / "target.toml"
+        path.write_text(TARGET + more, encoding="utf-8")
+        return load_target(path, self.source().recipe)
+
+
+def silent(what: str, done: int, total: int) -> None:
+    pass
+
+
+def write_target(root: Path, labels: dict[tuple[int, str, int], str] | None = None) -> None:
+    """Recordings of every speaker and class; `labels` exchanges what the table says of some."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["audio", "speaker", "label"])
+        for speaker, (index, label), take in product(SPEAKERS, enumerate(LABELS), range(2)):
+            name = f"{speaker}-{index}-{take}.wav"
+            if not (root / name).exists():
+                write_wav(root / name, voice(0.4 + 0.05 * take, 100.0 + 7.0 * speaker + 50.0 * index))
+            table.writerow([name, f"s{speaker}", (labels or {}).get((speaker, label, take), label)])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("transfer")
+    found = World(folder)
+    write_corpora(found.data)
+    write_target(found.data / "mine")
+    write_tiny_text_encoder(folder / "text")
+    plain = tiny_recipe(folder / "text").model_dump(exclude_unset=True)
+    plain["data"] |= {"evaluate": (), "degraded_copies": 0}
+    plain["encoders"]["text"] |= {"licence": "MIT", "supervised_on": ["iemocap"]}
+    plain["meta"]["draws"] = 1
+    recipe = Recipe.model_validate(plain)
+    train_ensemble(recipe, found.data, found.cache, found.run, 1, silent)
+    return found
+
+
+@pytest.fixture(scope="module")
+def tuned(world: World) -> Path:
+    out = world.folder / "tuned"
+    finetune(world.source(), world.target(), world.data, world.cache, out, silent)
+    return out
+
+
+def test_a_run_can_be_begun_with(world: World) -> None:
+    """Its recipe comes back whole, what no key holds included."""
+    source = world.source()
+    recipe = tiny_recipe(world.folder / "text")
+    assert source.recipe.member_specs() == recipe.member_specs()
+    assert source.recipe.encoders["text"].licence == "MIT"
+    assert source.recipe.encoders["text"].supervised_on == ("iemocap",)
+    assert source.id == checkpoint_id(world.run / "checkpoint")
+    assert source.id.startswith("tiny-")
+    assert [member.spec.name for member in world.source("words").members] == ["words"]
+    assert world.source("words").meta is None
+    with pytest.raises(RunError, match="has no members none: it has voice, words"):
+        world.source("none")
+
+
+def test_a_run_without_its_recipe_is_told_what_to_name(world: World, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(world.run, tmp_path / "old"))
+    (old / RECIPE_FILE).unlink()
+    with pytest.raises(RunError, match="name it with --recipe"):
+        read_source(old)
+    with pytest.raises(RunError, match=r"the recipe is not that of .*its members are"):
+        read_source(old, recipe_file=Path(__file__).parents[3] / "recipes" / "default.toml")
+    with pytest.raises(RunError, match="finish a run first"):
+        read_source(tmp_path)
+
+
+def test_no_step_is_the_source_itself(world: World, tmp_path: Path) -> None:
+    """Statistics, meta-classifier and weights are the source's: so are the posteriors, but for the temperature."""
+    target = world.target('statistics = "source"\nmeta = "keep"\n', tmp_path)
+    recipe = target.recipe.model_copy(update={"stage1": target.recipe.stage1.model_copy(update={"epochs": 0})})
+    target = Target(recipe, target.transfer)
+    finetune(world.source(), target, world.data, world.cache, tmp_path / "out", silent)
+    ours, theirs = load_checkpoint(tmp_path / "out" / "checkpoint"), load_checkpoint(world.run / "checkpoint")
+    assert torch.equal(ours.meta.linear.weight, theirs.meta.linear.weight)
+    begun = begin(world.source(), target, world.data, world.cache, silent)
+    test = begun.test["table"]
+    for one, other in zip(ours.members, theirs.members, strict=True):
+        for name, values in one.state_dict().items():
+            torch.testing.assert_close(values, other.state_dict()[name], atol=1e-6, rtol=0)
+    with torch.no_grad():
+        both = [found.ensemble() for found in (ours, theirs)]
+        for ensemble in both:
+            ensemble.temperature.fill_(1.0)
+        one, other = (ensemble(*tensors(test.frames, recipe.encoder_specs()))[0] for ensemble in both)
+    torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
+def test_fine_tuning_learns_the_shared_classes_of_unseen_speakers(world: World, tuned: Path) -> None:
+    results = json.loads((tuned / "report.json").read_text())
+    (evaluation,) = results["evaluations"].values()
+    assert UNTOUCHED in evaluation["systems"]
+    assert UNTOUCHED in evaluation["uar_gain_of_soup"]
+    assert evaluation["speakers"] == 2
+    assert evaluation["clips"] == 2 * 3 * 2
+    assert results["dropped"]["table"] == {"class that the source was not trained on": 8 * 2}
+    checkpoint, source = load_checkpoint(tuned / "checkpoint"), load_checkpoint(world.run / "checkpoint")
+    assert checkpoint.spec.trained_classes == source.spec.trained_classes, "disgust is not unlearned"
+    for member, before in zip(checkpoint.members, source.members, strict=True):
+        weights = before.state_dict()
+        assert any(not torch.equal(values, weights[name]) for name, values in member.state_dict().items())
+    curves = {(row["member"], row["fold"]) for row in results["learning_curves"]}
+    assert {("voice", None), ("voice", 0), ("voice", 1)} <= curves
+    assert "licence: ours; what it began with" in (tuned / "MODEL_CARD.md").read_text().replace(
+        "Licence of the data", "licence"
+    )
+
+
+def test_a_finished_transfer_is_not_done_again(world: World, tuned: Path) -> None:
+    kept = {
+        path: path.stat().st_mtime_ns for path in tuned.rglob("members/*.safetensors") if "checkpoint" not in path.parts
+    }
+    before = (tuned / "report.json").read_bytes()
+    finetune(world.source(), world.target(), world.data, world.cache, tuned, silent)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert (tuned / "report.json").read_bytes() == before
+
+
+def test_its_lineage_goes_from_the_run_into_the_bundle_and_the_card(world: World, tuned: Path, tmp_path: Path) -> None:
+    """And what it has become is what a runtime serves."""
+    first = Lineage(checkpoint_id(world.run / "checkpoint"), "medusa-train finetune", "table", 4 * 3 * 2, 4)
+    assert load_checkpoint(tuned / "checkpoint").lineage == (first,)
+    write_bundle(tuned / "checkpoint", tmp_path / "bundle")
+    bundle = read_bundle(tmp_path / "bundle")
+    assert bundle.manifest.lineage == (first,)
+    assert max(bundle.manifest.parity[name] for name in bundle.manifest.parity if name.startswith("ensemble")) < 1e-4
+    assert str(first) in (tmp_path / "bundle" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "on 24 clips of 4 speakers of table." in str(first)
+    begun = begin(world.source(), world.target(), world.data, world.cache, silent)
+    test = begun.test["table"]
+    frames = [{name: rows[n].astype(np.float32) for name, rows in test.frames.items()} for n in range(len(test))]
+    served = EnsembleRuntime(bundle, threads=1).score(frames)
+    with (tuned / "predictions" / "table.csv").open(newline="", encoding="utf-8") as file:
+        told = [[float(row[f"p_{name}"]) for name in CLASSES] for row in csv.DictReader(file)]
+    np.testing.assert_allclose([posteriors.probabilities for posteriors in served], told, atol=2e-3)
+
+
+def test_few_speakers_train_no_meta_classifier(world: World, tmp_path: Path) -> None:
+    few = world.target(folder=tmp_path)
+    recipe = few.recipe.model_copy(update={"meta": few.recipe.meta.model_copy(update={"folds": 5})})
+    source = world.source("voice")
+    mine = Target(recipe.model_copy(update={"members": source.recipe.members}), few.transfer)
+    finetune(source, mine, world.data, world.cache, tmp_path / "out", silent)
+    card = (tmp_path / "out" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "The meta-classifier is a soft vote: 4 training speakers, 5 folds." in card
+    assert "a linear meta-classifier that was given and not trained here" in card
+    assert not list((tmp_path / "out" / "members").glob("*-without-fold-*"))
+
+
+@pytest.mark.parametrize("method", ["coral", "mmd", "dann", "normalise", "prior"])
+def test_adapting_never_reads_a_label_of_the_target(world: World, tmp_path: Path, method: str) -> None:
+    """Other labels for everybody who does not test end in the same bytes; and it does change the ensemble."""
+    source, target = world.source("voice"), world.target(folder=tmp_path)
+    target = Target(target.recipe.model_copy(update={"members": source.recipe.members}), target.transfer)
+    other = tmp_path / "data"
+    shutil.copytree(world.data, other)
+    testing = {clip.rsplit("-s", 1)[1] for clip in _test_speakers(world, target)}
+    wrong = {
+        (speaker, label, take): LABELS[(LABELS.index(label) + 1) % 4]
+        for speaker, label, take in product(SPEAKERS, LABELS, range(2))
+        if str(speaker) not in testing
+    }
+    assert len(wrong) == 6 * 4 * 2
+    write_target(other / "mine", wrong)
+    found, wronged = (
+        adapted(source, target, method, hear(source, target, data, world.cache, silent), tmp_path / name, silent)
+        for name, data in (("right", world.data), ("wrong", other))
+    )
+    before, after = source.members[0].state_dict(), found.ensemble.members[0].state_dict()
+    for name, values in wronged.ensemble.members[0].state_dict().items():
+        assert torch.equal(values, after[name]), name
+    assert torch.equal(wronged.ensemble.soup.linear.bias, found.ensemble.soup.linear.bias)
+    assert wronged.ensemble.temperature == found.ensemble.temperature
+    moved = {name.split(".")[0] for name, values in after.items() if not torch.equal(values, before[name])}
+    if method == "normalise":
+        assert moved == {"stacks"}
+        assert source.checkpoint.adaptation is not None
+        assert found.adaptation is not None
+        assert wronged.adaptation is not None
+        np.testing.assert_array_equal(found.adaptation.reference, wronged.adaptation.reference)
+        assert not np.array_equal(found.adaptation.reference, source.checkpoint.adaptation.reference)
+    else:
+        assert (moved == set()) == (method == "prior")
+
+
+def test_an_adapted_run_tells_what_it_learned_from(world: World, tmp_path: Path) -> None:
+    """And what it is compared with, on the corpora of both; a second step adds to the first."""
+    first = Lineage("before-0123456789ab", "medusa-train finetune", "elsewhere", 3, 2)
+    source = world.source()
+    source = replace(source, checkpoint=replace(source.checkpoint, lineage=(first,)))
+    adapt(source, world.target(folder=tmp_path), "normalise", world.data, world.cache, tmp_path / "out", silent)
+    before, step = load_checkpoint(tmp_path / "out" / "checkpoint").lineage
+    assert before == first
+    assert (step.command, step.labelled, step.clips) == ("medusa-train adapt --method normalise", False, 6 * 4 * 2)
+    assert str(step).endswith("of 6 speakers of table, without their labels.")
+    results = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert set(results["evaluations"]) == {"cremad (unseen speakers)", "table (unseen speakers)"}
+    assert all(UNTOUCHED in evaluation["systems"] for evaluation in results["evaluations"].values())
+    assert results["dropped"]["table"] == {"class that was not trained": 4, "speaker that is not tested on": 6 * 4 * 2}
+    assert results["lineage"][1]["source"] == world.source().id
+
+
+def _test_speakers(world: World, target: Target) -> set[str]:
+    return set(prepare(target.recipe, world.data, world.cache, silent).test["table"].speakers)
+
+
+def test_examples_are_no_unlabelled_audio() -> None:
+    labels = {"targets", "attributes", "intended", "outvoted"}
+    assert labels <= set(Examples.__slots__)
+    assert not labels & set(Unlabelled.__slots__)
+
+
+def test_adapting_is_to_another_corpus_by_a_method_that_there_is(world: World, tmp_path: Path) -> None:
+    source, target = world.source(), world.target(folder=tmp_path)
+    with pytest.raises(RecipeError, match="a method is one of coral, mmd, dann, normalise, prior, got 'magic'"):
+        adapt(source, target, "magic", world.data, world.cache, tmp_path / "out", silent)
+    data = target.recipe.data.model_copy(update={"corpus": "cremad"})
+    same = Target(target.recipe.model_copy(update={"data": data}), target.transfer)
+    with pytest.raises(RecipeError, match="source and target are both 'cremad'"):
+        adapt(source, same, "prior", world.data, world.cache, tmp_path / "out", silent)
+    assert not (tmp_path / "out").exists()
+
+
+def test_mistakes_of_a_target_file_are_told_at_once(world: World, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"(?s)train.*'all' or 'heads'.*anchor.*greater than or equal to 0"):
+        world.target('train = "some"\nanchor = -1\n', tmp_path)
+    (tmp_path / "bad.toml").write_text('name = "x"\n[data]\ncorpus = "no-such"\n', encoding="utf-8")
+    foreign = TARGET + "[member_defaults]\ndim = 4\n"
+    (tmp_path / "foreign.toml").write_text(foreign, encoding="utf-8")
+    with pytest.raises(RecipeError, match="has the sections member_defaults: those of the source are used"):
+        load_target(tmp_path / "foreign.toml", world.source().recipe)
+    with pytest.raises(RecipeError, match=r"licence.*Field required"):
+        load_target(tmp_path / "bad.toml", world.source().recipe)
+
+
+def test_the_commands_write_a_curve_and_runs(world: World, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(TARGET, encoding="utf-8")
+    given = ["--run", world.run, "--config", tmp_path / "mine.toml", "--data", world.data, "--cache", world.cache]
+
+    def invoke(command: str, *more: str | Path) -> Result:
+        return CliRunner(env={"COLUMNS": "200"}).invoke(app, [command, *map(str, (*given, *more))])
+
+    curve = invoke("fewshot", "--out", tmp_path / "few", "--members", "voice", "--budgets", "0.34,1", "--draws", "2")
+    assert curve.exit_code == 0, curve.output
+    results = json.loads((tmp_path / "few" / "fewshot.json").read_text())
+    assert [row["share"] for row in results["budgets"]] == [0.34, 1.0]
+    assert [row["speakers"] for row in results["budgets"]] == [[2, 2], [6, 6]]
+    assert [row["validating"] for row in results["budgets"]] == [[0, 0], [6, 6]], "of two speakers none validates"
+    assert [row["clips"] for row in results["budgets"]] == [[12, 12], [30, 30]]
+    for row in results["budgets"]:
+        for system in (FINETUNED, SCRATCH):
+            assert 0 <= row["systems"][system]["uar"]["low"] <= row["systems"][system]["uar"]["high"] <= 1
+            assert np.mean(row["systems"][system]["by_draw"]) == pytest.approx(row["systems"][system]["uar"]["value"])
+    page, table = ((tmp_path / "few" / name).read_text() for name in ("fewshot.html", "FEWSHOT.md"))
+    assert '<svg class="plot"' in page
+    assert "<script" not in page
+    assert f"| 0 % | 0 | {UNTOUCHED}" in table
+    done = invoke("adapt", "--method", "prior", "--out", tmp_path / "prior")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "prior" / "report.html").is_file()
+    refused = invoke("adapt", "--method", "magic", "--out", tmp_path / "magic")
+    assert (refused.exit_code, "a method is one of" in refused.stderr) == (2, True)
+    for option, value in (("--budgets", "1,0.1"), ("--budgets", "some"), ("--unit", "words")):
+        assert invoke("fewshot", "--out", tmp_path / "x", option, value).exit_code == 2

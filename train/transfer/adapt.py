@@ -1,0 +1,218 @@
+"""Adaptation to audio that nobody has labelled. Nothing in here is given a label of the target: see `Unlabelled`.
+
+    coral, mmd, dann    members are trained on the source's labels, with their representations drawn to the target's
+    normalise           what the ensemble takes for usual is measured again (`train.transfer.normalise`)
+    prior               how often each emotion occurs is estimated again (`train.transfer.prior`)
+
+Selection and calibration are the source's development speakers' alone; the target's test speakers are for the report.
+"""
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal, cast, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from model.adaptation import Adaptation
+from model.labels import CLASSES
+from model.spec import Lineage
+from train.config import Recipe
+from train.cost import FEATURES, Cost
+from train.errors import RecipeError, RunError
+from train.features import Progress
+from train.loop import class_bias
+from train.prepare import Prepared, View, prepare
+from train.run import Descent, finish_run
+from train.stacking import Stacked, member_outputs
+from train.stages.members import ALL_SPEAKERS, Job
+from train.stages.meta import meta_posterior
+from train.stored_stack import save_stacked
+from train.transfer import alignment
+from train.transfer.finetune import started_content, train_jobs, untouched
+from train.transfer.joining import joined, soft_vote
+from train.transfer.normalise import normalised, reference_of
+from train.transfer.prior import Prior, estimate_prior, expecting
+from train.transfer.source import Source, with_weights
+from train.transfer.start import Start
+from train.transfer.target import Target
+from train.transfer.unlabelled import Unlabelled, target_audio
+
+Method = Literal["coral", "mmd", "dann", "normalise", "prior"]
+METHODS: Final[tuple[str, ...]] = get_args(Method)
+
+
+_NORMALISED: Final = (
+    "Means and deviations of the inputs are the target's: on speakers who sound like the training data, figures are worse than "
+    "the source's (see its row)."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """An ensemble that was adapted.
+
+    Attributes:
+        ensemble: its members, what joins them, its calibration.
+        adaptation: how it hears channels.
+        limits: what a reader of the card must know.
+    """
+
+    ensemble: Stacked
+    adaptation: Adaptation | None
+    limits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The source's corpus with its labels, and the target's audio without.
+
+    Attributes:
+        recipe: of the new run.
+        view: the target's test speakers, and channels as the source hears them.
+        prepared: the source's corpus, and the test sets of both.
+        audio: of the target's other speakers.
+    """
+
+    recipe: Recipe
+    view: View
+    prepared: Prepared
+    audio: Unlabelled
+
+
+def adapt(source: Source, target: Target, method: str, data: Path, cache: Path, out: Path, progress: Progress) -> Path:
+    """Adapts, evaluates on the source's test sets and the target's, and writes a run; returns the report's path.
+
+    Args:
+        source: the ensemble to adapt.
+        target: which corpus, and the stage that aligns.
+        method: one of `METHODS`.
+        data: folder with a sub-folder per corpus, the source's among them.
+        cache: folder of the feature cache.
+        out: folder of the new run.
+        progress: told what is done.
+
+    Raises:
+        RecipeError: if there is no such method.
+        CorpusError: if a corpus is missing or incomplete.
+        RunError: if the source's corpus is not that of its run.
+    """
+    if method not in METHODS:
+        raise RecipeError(f"a method is one of {', '.join(METHODS)}, got {method!r}")
+    with Cost(out).timed(FEATURES):
+        heard = hear(source, target, data, cache, progress)
+    found = adapted(source, target, method, heard, out / "members", progress)
+    tested = heard.prepared
+    if found.adaptation is not source.checkpoint.adaptation:
+        moved = replace(heard.view, adaptation=found.adaptation)
+        tested = replace(prepare(heard.recipe, data, cache, progress, view=moved), training=tested.training)
+    save_stacked(out / "meta", "given", found.ensemble)
+    command, audio = f"medusa-train adapt --method {method}", heard.audio
+    speakers = len(set(audio.speakers))
+    step = Lineage(source.id, command, target.recipe.data.corpus, len(audio), speakers, labelled=False)
+    descent = Descent(
+        lineage=(*source.checkpoint.lineage, step),
+        beside=untouched(source, heard.prepared),
+        limits=found.limits,
+        probes=False,
+    )
+    return finish_run(heard.recipe, tested, found.ensemble, cache, out, progress, descent)
+
+
+def hear(source: Source, target: Target, data: Path, cache: Path, progress: Progress) -> Heard:
+    """Prepares both corpora.
+
+    Raises:
+        RecipeError: if they have one name.
+        CorpusError: if a corpus is missing or incomplete.
+        RunError: if the source's corpus is not that of its run.
+    """
+    recipe = adapted_recipe(source.recipe, target)
+    audio, tested = target_audio(target.recipe, data, cache, progress)
+    view = View(adaptation=source.checkpoint.adaptation, tested={target.recipe.data.corpus: tested})
+    prepared = prepare(recipe, data, cache, progress, view=view)
+    if prepared.training.trained_classes != source.classes:
+        got = ", ".join(prepared.training.trained_classes)
+        raise RunError(f"the source's corpus has the classes {got}, the run was trained on {', '.join(source.classes)}")
+    return Heard(recipe, view, prepared, audio)
+
+
+def adapted(source: Source, target: Target, method: str, heard: Heard, folder: Path, progress: Progress) -> Adapted:
+    """The ensemble, adapted by one of `METHODS`; members that are trained are kept in `folder`."""
+    own, rng = source.checkpoint.adaptation, np.random.default_rng(heard.recipe.seed)
+    as_is = _as_served(source, heard)
+    if method == "normalise":
+        moved = reference_of(heard.audio, own) if own else None
+        audio, encoders = heard.audio.heard(moved, rng), heard.recipe.encoder_specs()
+        members = tuple(
+            with_weights(member, normalised(member, audio, encoders), heard.recipe) for member in source.members
+        )
+        return Adapted(replace(as_is, members=members), moved, (_NORMALISED,))
+    audio = heard.audio.heard(own, rng)
+    if method != "prior":
+        kind = cast("alignment.Method", method)
+        start = Start(
+            weights={member.spec.name: member.state_dict() for member in source.members},
+            auxiliary=alignment.aligning(audio, kind, target.transfer.weight),
+        )
+        training = heard.prepared.training
+        content = started_content(f"{training.content} {method} {' '.join(audio.ids)}", start, target.transfer)
+        jobs = [Job(spec, ALL_SPEAKERS) for spec in heard.recipe.member_specs()]
+        training = replace(training, start=start, content=content)
+        members = tuple(train_jobs(jobs, heard.recipe, training, folder, progress).values())
+        return Adapted(joined(heard.recipe, heard.prepared, members, as_is.soup, as_is.trained_attributes), own)
+    outputs = member_outputs(heard.recipe, source.members, audio, source.classes)
+    posterior = meta_posterior(as_is.soup, outputs, class_bias(source.classes), as_is.temperature)
+    prior = estimate_prior(posterior, taught_prior(as_is, heard.prepared.training.dev.targets))
+    changed = expecting(as_is.soup, prior, as_is.temperature)
+    ensemble = replace(as_is, runs=(copy.deepcopy(changed),), soup=changed)
+    return Adapted(ensemble, own, (_told_of(prior, source.classes),))
+
+
+def _as_served(source: Source, heard: Heard) -> Stacked:
+    """The source's members and what joins them, calibrated as they are served."""
+    given, attributes = source.meta or soft_vote(len(source.members)), source.checkpoint.spec.trained_attributes
+    found = joined(heard.recipe, heard.prepared, source.members, given, attributes)
+    if source.meta is None:
+        return found
+    return replace(found, temperature=source.checkpoint.temperature, abstain_below=source.checkpoint.abstain_below)
+
+
+def adapted_recipe(source: Recipe, target: Target) -> Recipe:
+    """The source's recipe with the target's one stage, tested on the target too.
+
+    Raises:
+        RecipeError: if both corpora have one name.
+    """
+    corpus = target.recipe.data.corpus
+    if corpus == source.data.corpus:
+        raise RecipeError(f"source and target are both {corpus!r}: adapting is to another corpus")
+    return source.model_copy(
+        update={
+            "name": target.recipe.name,
+            "notes": target.recipe.notes,
+            "data": source.data.model_copy(
+                update={"evaluate": (corpus,), "evaluate_options": {corpus: target.recipe.data.options}}
+            ),
+            "stage1": target.recipe.stage1,
+            "stage2": source.stage2.model_copy(update={"epochs": 0}),
+            "fallbacks": (),  # their meta-classifiers were trained on members that sounded otherwise
+            "meta": source.meta.model_copy(update={"seeds": source.meta.seeds[:1]}),
+        }
+    )
+
+
+def taught_prior(ensemble: Stacked, dev_targets: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """The class prior that training has taught an ensemble, `[8]`, sum 1: the development clips' over the fitted ratio."""
+    implied = dev_targets.mean(axis=0).astype(np.float64) / ensemble.prior_ratio
+    return np.asarray(implied / implied.sum(), np.float64)
+
+
+def _told_of(prior: Prior, classes: tuple[str, ...]) -> str:
+    shares = {name: share for name, share in zip(CLASSES, prior.found, strict=True) if name in classes}
+    shown = ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
+    return (
+        f"The prior was estimated from audio without labels: {shown}. It is wrong where the ensemble takes one class for "
+        "another."
+    )

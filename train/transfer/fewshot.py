@@ -1,0 +1,230 @@
+"""What few labels are worth: budgets of the target's labels, each spent on the source's members and on members from scratch.
+
+Members are joined by a soft vote everywhere, so that what is compared is what they have learned, and not what a
+meta-classifier could learn from a handful of clips. Whoever is content with a budget makes the run with `finetune`.
+
+Shapes: N = test clips, 8 = classes in canonical order.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from model.network.member import Member
+from model.spec import EncoderSpec
+from train.config import Recipe
+from train.dataset import Examples
+from train.features import Progress
+from train.loop import class_bias, predict
+from train.metrics import Estimate, speaker_bootstrap, unweighted_average_recall
+from train.prepare import View, prepare
+from train.reference import Guesses, Reference, reference_of
+from train.stages.members import ALL_SPEAKERS, Job, TrainingSet
+from train.transfer.budgets import Budget, Unit
+from train.transfer.fewshot_report import FINETUNED, SCRATCH, write_fewshot
+from train.transfer.finetune import begin, heard_by_source, train_jobs
+from train.transfer.source import UNTOUCHED, Source
+from train.transfer.target import Target, shared_classes
+
+SHARES: Final = (0.1, 0.2, 0.5, 1.0)
+_QUIET: Final = 1e-9
+"""A gap smaller than this is none, and nothing can close it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which budgets are tried.
+
+    Attributes:
+        shares: of the labelled pool, rising; the largest stands for full training.
+        draws: how often each is drawn.
+        unit: what is counted.
+    """
+
+    shares: tuple[float, ...] = SHARES
+    draws: int = 3
+    unit: Unit = "speakers"
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """One draw of one budget: its clips and speakers, and what the two systems guess on the test clips, `[N]`."""
+
+    budget: Budget
+    clips: int
+    validating: int
+    speakers: int
+    guesses: Mapping[str, Guesses]
+
+
+def fewshot(source: Source, target: Target, plan: Plan, data: Path, cache: Path, out: Path, progress: Progress) -> Path:
+    """Trains what is missing, compares, and writes the tables; returns the page's path.
+
+    Args:
+        source: where members begin.
+        target: corpus, stages, and how.
+        plan: budgets and draws.
+        data: folder with a sub-folder per corpus.
+        cache: folder of the feature cache.
+        out: folder of the comparison.
+        progress: told what is done.
+
+    Raises:
+        CorpusError: if the corpus is missing or incomplete.
+        RecipeError: if a budget is none.
+    """
+    name = target.recipe.data.corpus
+    prepared = heard_by_source(source, target, data, cache, _silent)
+    test = prepared.test[name]
+    reference = reference_of(test, prepared.votes[name], prepared.genders[name])
+    budgets = [
+        Budget(share, draw, plan.unit, target.transfer.validation)
+        for draw in range(plan.draws)
+        for share in plan.shares
+    ]
+    spent = []
+    for done, budget in enumerate(budgets):
+        progress("budgets", done, len(budgets))
+        spent.append(_spend(budget, source, target, data, cache, out))
+    progress("budgets", len(budgets), len(budgets))
+    return write_fewshot(
+        out,
+        {
+            "format": 1,
+            "name": f"medusa-rt {target.recipe.name}",
+            "source": source.id,
+            "source_corpus": source.recipe.data.corpus,
+            "corpus": name,
+            "members": [member.name for member in source.recipe.members],
+            "unit": plan.unit,
+            "draws": plan.draws,
+            "clips": int((reference.truth >= 0).sum()),
+            "speakers": len(set(reference.speakers)),
+            "reference": reference.kind,
+            "classes": list(source.classes),
+            **compare_budgets(reference, source.guesses(test), spent, plan.shares),
+        },
+    )
+
+
+def _spend(budget: Budget, source: Source, target: Target, data: Path, cache: Path, out: Path) -> Spent:
+    folder, name = out / "members" / budget.name, target.recipe.data.corpus
+    begun = begin(source, target, data, cache, _silent, budget.narrow)
+    training = _selecting(begun.training)
+    encoders = target.recipe.encoder_specs()
+    jobs = [Job(spec, ALL_SPEAKERS) for spec in target.recipe.member_specs()]
+    tuned = train_jobs(jobs, target.recipe, training, folder / "finetuned", _silent)
+    scratch_recipe = _from_scratch(source.recipe, target)
+    heard_alike = begun.adaptation  # what needs no label is the same for both
+    view = View(lambda split: budget.narrow(shared_classes(split, source.classes)), heard_alike)
+    own = prepare(scratch_recipe, data, cache, _silent, view=view)
+    fresh = train_jobs(jobs, scratch_recipe, _selecting(own.training), folder / "scratch", _silent)
+    return Spent(
+        budget=budget,
+        clips=len(training.train),
+        validating=len(training.dev) if training.selects else 0,
+        speakers=len({*training.train.speakers, *training.dev.speakers}),
+        guesses={
+            FINETUNED: soft_vote_of(tuned, encoders, begun.test[name], source.classes),
+            SCRATCH: soft_vote_of(fresh, encoders, own.test[name], own.training.trained_classes),
+        },
+    )
+
+
+def _selecting(training: TrainingSet) -> TrainingSet:
+    """Without selection where the development clips are those that train."""
+    selects = not set(training.train.ids) & set(training.dev.ids)
+    return replace(training, selects=selects, content=f"{training.content} selects: {selects}")
+
+
+def _from_scratch(source: Recipe, target: Target) -> Recipe:
+    """The target's recipe with the source's first stage: learning rates of fine-tuning would hardly move fresh weights."""
+    stage1 = source.stage1.model_copy(update={"epochs": target.transfer.scratch_epochs})
+    return target.recipe.model_copy(update={"stage1": stage1, "stage2": source.stage2.model_copy(update={"epochs": 0})})
+
+
+def soft_vote_of(
+    members: Mapping[str, Member], encoders: Mapping[str, EncoderSpec], test: Examples, classes: tuple[str, ...]
+) -> Guesses:
+    """Class of the highest mean probability over the members, `int64 [N]`."""
+    posteriors = [predict(member, encoders, test, class_bias(classes))[0] for member in members.values()]
+    return np.asarray(np.mean(posteriors, axis=0).argmax(axis=1), np.int64)
+
+
+def compare_budgets(
+    reference: Reference, untouched: Guesses, spent: Sequence[Spent], shares: Sequence[float]
+) -> dict[str, Any]:
+    """The curve as plain data for JSON: UAR of every budget, mean over its draws, with intervals by speakers.
+
+    Args:
+        reference: the truth about N test clips.
+        untouched: the source's guesses `[N]`.
+        spent: every draw of every budget.
+        shares: the budgets, the largest of which is full training.
+    """
+    known = np.flatnonzero(reference.truth >= 0)
+    truth, speakers = reference.truth[known], [reference.speakers[row] for row in known]
+
+    def score(rows: npt.NDArray[np.int64], guesses: Sequence[Guesses]) -> float:
+        """Mean UAR over draws."""
+        return float(np.mean([unweighted_average_recall(truth[rows], found[known][rows]) for found in guesses]))
+
+    def estimate(statistic: Callable[[npt.NDArray[np.int64]], float]) -> dict[str, float] | None:
+        """The statistic with its interval; None where it does not exist."""
+        found: Estimate = speaker_bootstrap(speakers, statistic)
+        return None if np.isnan([found.value, found.low, found.high]).any() else asdict(found)
+
+    def drawn(share: float, system: str) -> list[Guesses]:
+        return [one.guesses[system] for one in spent if one.budget.share == share]
+
+    def mean(guesses: Sequence[Guesses]) -> dict[str, float] | None:
+        return estimate(lambda rows: score(rows, guesses))
+
+    def gain(guesses: Sequence[Guesses], over: Sequence[Guesses]) -> dict[str, float] | None:
+        return estimate(lambda rows: score(rows, guesses) - score(rows, over))
+
+    def gap_closed(guesses: Sequence[Guesses], full: Sequence[Guesses]) -> dict[str, float] | None:
+        return estimate(lambda rows: closed(score(rows, [untouched]), score(rows, guesses), score(rows, full)))
+
+    full = {system: drawn(max(shares), system) for system in (FINETUNED, SCRATCH)}
+    everything = np.arange(len(known))
+    rows = []
+    for share in shares:
+        of_share = [one for one in spent if one.budget.share == share]
+        mine = {system: drawn(share, system) for system in (FINETUNED, SCRATCH)}
+        rows.append(
+            {
+                "share": share,
+                "clips": [one.clips for one in of_share],
+                "validating": [one.validating for one in of_share],
+                "speakers": [one.speakers for one in of_share],
+                "systems": {
+                    system: {
+                        "uar": mean(guesses),
+                        "by_draw": [score(everything, [one]) for one in guesses],
+                        "gain_over_untouched": gain(guesses, [untouched]),
+                    }
+                    for system, guesses in mine.items()
+                },
+                "finetuned_over_scratch": gain(mine[FINETUNED], mine[SCRATCH]),
+                "gap_closed": {system: gap_closed(mine[FINETUNED], reached) for system, reached in full.items()},
+            }
+        )
+    return {
+        UNTOUCHED: {"uar": mean([untouched])},
+        "budgets": rows,
+    }
+
+
+def closed(untouched: float, reached: float, full: float) -> float:
+    """Share of the gap from the untouched source to full training that is closed; NaN where there is no gap."""
+    gap = full - untouched
+    return (reached - untouched) / gap if gap > _QUIET else float("nan")
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    pass
