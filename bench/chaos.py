@@ -47,6 +47,7 @@ Message = dict[str, Any]
 _START_S: Final = 60.0
 _PATIENCE_S: Final = 120.0
 """How long clients try to come back."""
+_REDIAL_S: Final = 0.5
 _QUIET_S: Final = 6.0
 """Without an entry for so long, nothing more comes."""
 _TOLERANCE: Final = 1e-4
@@ -146,11 +147,18 @@ async def _call(port: int, call: str, begin_s: float, speed: float) -> Told:
     audio = read_recording(OWN_CALL)
     sessions: dict[str, float] = {}
     url = f"ws://127.0.0.1:{port}/v1/stream"
-    messages = stream(url, paced(audio, speed), reconnect_s=_PATIENCE_S, channels=len(audio), call_id=call)
-    async for message in messages:
-        if message["type"] == "session.created":
-            sessions[message["session"]] = message["begins_ms"]
-    return Told(call, sessions)
+    while True:
+        messages = stream(url, paced(audio, speed), reconnect_s=_PATIENCE_S, channels=len(audio), call_id=call)
+        try:
+            async for message in messages:
+                if message["type"] == "session.created":
+                    sessions[message["session"]] = message["begins_ms"]
+        except ConnectionError:
+            if sessions:
+                raise
+            await asyncio.sleep(_REDIAL_S)  # nobody has picked up yet: it may be down at this very moment
+        else:
+            return Told(call, sessions)
 
 
 async def _trouble(

@@ -119,27 +119,27 @@ async def test_a_session_over_whip_with_a_key(served: Served) -> None:
     assert (await ask(served, where, bearer("edge"), "DELETE")).status == 200
 
 
-@pytest.mark.parametrize(
-    "first",
-    [
-        '{"type": "start"}',
-        '{"type": "start", "token": ""}',
-        '{"type": "start", "token": 5}',
-        json.dumps({"type": "start", "token": new_key()}),
-        json.dumps({"type": "start", "token": KEYS["desk"]}),
-        json.dumps({"type": "start", "token": token(exp=1)}),
-        "not JSON",
-        "[" * 20_000,
-        json.dumps({"type": "start", "token": KEYS["edge"], "metadata": {"long": "x" * 40_000}}),
-        json.dumps({"type": "start", "token": "a." * 20_000}),
-        b"\0" * 3200,
-        b"",
-    ],
-)
-async def test_a_first_message_without_the_right_credential(served: Served, first: str | bytes) -> None:
+FIRST: Final[dict[str, str | bytes]] = {
+    "no key": '{"type": "start"}',
+    "an empty key": '{"type": "start", "token": ""}',
+    "a number": '{"type": "start", "token": 5}',
+    "nobody's key": json.dumps({"type": "start", "token": new_key()}),
+    "another role's": json.dumps({"type": "start", "token": KEYS["desk"]}),
+    "expired": json.dumps({"type": "start", "token": token(exp=1)}),
+    "text": "not JSON",
+    "deep": "[" * 20_000,
+    "long": json.dumps({"type": "start", "token": KEYS["edge"], "metadata": {"long": "x" * 40_000}}),
+    "many parts": json.dumps({"type": "start", "token": "a." * 20_000}),
+    "audio": b"\0" * 3200,
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("case", FIRST)
+async def test_a_first_message_without_the_right_credential(served: Served, case: str) -> None:
     accepted = served.daemon.streams.metrics.accepted._value.get()
     async with opened(served, "/v1/stream") as connection:
-        await connection.send(first)
+        await connection.send(FIRST[case])
         messages, closed = await rest_of(connection)
     assert closed == 1008
     (error,) = messages
