@@ -194,21 +194,25 @@ async def _scoring(
     """Models of our own, or workers elsewhere."""
     if bundles is None:
         return await stack.enter_async_context(running_gateway(config, metrics))
-    _watch(metrics, "asr", lambda: bundles.engine.asr)
-    _watch(metrics, "emotion", lambda: bundles.engine.emotion)
+    for name in ("asr", "emotion"):
+        _watch(metrics, name, bundles)
     metrics.registry.register(bundles)
     models = bundles.engine.models
     return Scoring(bundles, models.bundle, models.languages, bundles.stuck, bundles.stuck, lambda: bundles.wait_s)
 
 
-def _watch(metrics: Metrics, name: str, batcher: Callable[[], Batcher[Any, Any]]) -> None:
-    """Watches a batcher of the bundle that is served; it is another one once that has changed."""
+def _watch(metrics: Metrics, name: str, bundles: Bundles) -> None:
+    """Watches a model: how busy that of the bundle is that new streams get, and what all bundles have done."""
+
+    def batcher() -> Batcher[Any, Any]:
+        return bundles.engine.asr if name == "asr" else bundles.engine.emotion
+
     metrics.watch(f"medusa_{name}_queue_depth", f"Items that wait for the {name} model", lambda: batcher().depth)
     metrics.watch(
         f"medusa_{name}_load", f"Share of the last seconds in which the {name} model ran", lambda: batcher().load
     )
-    metrics.count(f"medusa_{name}_batches", f"Batches of the {name} model", lambda: batcher().counts.batches)
-    metrics.count(f"medusa_{name}_items", f"Items of the {name} model", lambda: batcher().counts.items)
+    metrics.count(f"medusa_{name}_batches", f"Batches of the {name} model", lambda: bundles.counted(name)[0])
+    metrics.count(f"medusa_{name}_items", f"Items of the {name} model", lambda: bundles.counted(name)[1])
 
 
 def _renew(streams: Streams, models: Models) -> None:

@@ -191,11 +191,26 @@ class Streams:
             raise CapacityError(f"{problem}: come back later")
         with contextlib.ExitStack() as place:
             try:
-                place.enter_context(account.stream())
+                place.enter_context(account.connection())
             except CapacityError:
                 self.metrics.refused.inc()
                 raise
             yield from self._counted()
+
+    @contextmanager
+    def place(self, account: Account) -> Iterator[None]:
+        """The place of a stream that begins, among those of whoever streams.
+
+        Raises:
+            CapacityError: if there is none.
+        """
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(account.stream())
+            except CapacityError:
+                self.metrics.refused.inc()
+                raise
+            yield
 
     def _full(self) -> str | None:
         """Why no stream is admitted now: one more must not make those wrong that are here."""
@@ -211,7 +226,6 @@ class Streams:
         self._open += 1
         self._all_closed.clear()
         self.metrics.streams.set(self._open)
-        self.metrics.accepted.inc()
         try:
             yield
         finally:
@@ -249,6 +263,7 @@ class Streams:
         detectors = [SpeechDetector() if role in analyzed else None for role in info.roles]
         session = Session(detectors, endpointing or rules.endpointing, previews)
         stream = Stream(info, session, self._services, notify, self._stopping.giving_up, account)
+        self.metrics.accepted.inc()
         token = (
             stream.resumable(rules.outbox * _KEPT_PERCENT // 100) if request.resume and rules.resume_window_s else None
         )

@@ -22,6 +22,7 @@ from typing import Any, Final
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from daemon import memory
+from daemon.batcher import BatchCounts
 from daemon.engine import Engine, EngineSettings, Listener, Models, load_models, running_engine
 from daemon.errors import CapacityError, ConfigError, DaemonError
 from daemon.messages import CallInfo, Scores, Utterance
@@ -89,6 +90,8 @@ class Bundles:
         self._loading = False
         self._closed = False
         self._freeing: set[asyncio.Task[None]] = set()
+        self._counts: dict[str, list[BatchCounts]] = {"asr": [], "emotion": []}
+        """Of every engine there was: what is counted does not go back when one goes."""
 
     @property
     def engine(self) -> Engine:
@@ -104,6 +107,11 @@ class Bundles:
     def loading(self) -> bool:
         """Whether a bundle is being loaded at this moment."""
         return self._loading
+
+    def counted(self, model: str) -> tuple[int, int]:
+        """Batches and items of a model, "asr" or "emotion", of all bundles so far."""
+        counts = self._counts[model]
+        return sum(one.batches for one in counts), sum(one.items for one in counts)
 
     def streams(self) -> dict[str, int]:
         """Open streams of each bundle that is served, by its id."""
@@ -174,6 +182,12 @@ class Bundles:
             self.swaps["refused"] += 1
             _log.error("the bundle in %s is refused, %s goes on: %s", folder, self._current, error)
             raise
+        except DaemonError:
+            raise
+        except Exception as error:  # the boundary: models have no base class for what they cannot load
+            self.swaps["refused"] += 1
+            _log.exception("the bundle in %s cannot be loaded, %s goes on", folder, self._current)
+            raise ConfigError(f"{folder} cannot be loaded: {type(error).__name__}: {error}") from error
         finally:
             self._loading = False
 
@@ -216,6 +230,8 @@ class Bundles:
         engine = await held.enter_async_context(running_engine(models, self._settings))
         engine.listener = self._listener
         self._served[engine.bundle_id] = _Served(engine, held)
+        for batcher in (engine.asr, engine.emotion):
+            self._counts[batcher.name].append(batcher.counts)
 
     def _retire(self, served: _Served) -> None:
         """Frees a bundle that neither new streams nor open ones use."""

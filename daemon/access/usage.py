@@ -43,6 +43,7 @@ class Account:
         self.limits = limits
         self._clock = clock
         self._connections = 0
+        self._streams = 0
         self._parked = 0
         self._starts: deque[float] = deque(maxlen=limits.starts_per_minute or 1)
         self._day = -1
@@ -53,12 +54,12 @@ class Account:
         """Whether forgetting it gives nobody anything."""
         last = self._starts[-1] if self._starts else 0.0
         return (
-            not (self._connections or self._parked) and self._clock() - last > _MINUTE_S and self._day != self._today()
+            not (self._connections or self._streams) and self._clock() - last > _MINUTE_S and self._day != self._today()
         )
 
     @contextmanager
-    def stream(self) -> Iterator[None]:
-        """A place for one connection, on which a stream may `begin` or go on.
+    def connection(self) -> Iterator[None]:
+        """A place for one connection, on which a stream may begin or go on.
 
         Raises:
             QuotaError: if the principal has as many as it may have.
@@ -74,14 +75,15 @@ class Account:
         finally:
             self._connections -= 1
 
-    def begin(self) -> None:
-        """A stream begins on a connection that has its place.
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """A place for one stream that begins, on whichever connections it goes on.
 
         Raises:
             QuotaError: if the principal has as many as it may have, or began as many as it may within a minute.
         """
         limits, now = self.limits, self._clock()
-        if limits.streams is not None and self._connections + self._parked > limits.streams:
+        if limits.streams is not None and self._streams >= limits.streams:
             raise QuotaError(self._full(limits.streams))
         if limits.starts_per_minute is not None and len(self._starts) == limits.starts_per_minute:
             wait_s = self._starts[0] + _MINUTE_S - now
@@ -91,10 +93,15 @@ class Account:
                     f"come back in {wait_s:.0f} s"
                 )
         self._starts.append(now)
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
 
     @contextmanager
     def parked(self) -> Iterator[None]:
-        """A stream that lost its connection is kept."""
+        """One of its streams lost its connection, and is kept; it still has its place."""
         self._parked += 1
         try:
             yield

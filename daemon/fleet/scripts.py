@@ -11,7 +11,7 @@ A channel is an actor. Its hash (`FleetKeys.channel`) holds, by a number that co
     entry        id of the channel's entry in the stream of work; there is one exactly while an utterance waits
     history      what the channel sounded like up to `head`
     tries        how often `head` was begun
-    reason       why the last of these failed
+    reason       why the last of these failed; gone once another has begun
 
 Work is always taken and given back under the id of its entry. An id that is not the channel's `entry` any more belongs to
 somebody who was given up for dead: such a step changes nothing.
@@ -78,12 +78,14 @@ local head = redis.call('HGET', KEYS[2], 'head')
 local reason = redis.call('HGET', KEYS[2], 'reason') or ''
 local tried = tonumber(redis.call('HGET', KEYS[2], 'tries') or '0')
 if ARGV[4] == '0' and tried > 0 and tried + 1 == tonumber(ARGV[3]) and reason == '' then return 'alone' end
+tried = redis.call('HINCRBY', KEYS[2], 'tries', 1)
+redis.call('HDEL', KEYS[2], 'reason')
 return {
   redis.call('HGET', KEYS[2], 'k:' .. head),
   redis.call('HGET', KEYS[2], 'u:' .. head),
   redis.call('HGET', KEYS[2], 'history') or '',
   now() - redis.call('HGET', KEYS[2], 't:' .. head),
-  redis.call('HINCRBY', KEYS[2], 'tries', 1),
+  tried,
   reason,
 }
 """

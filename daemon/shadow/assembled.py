@@ -18,6 +18,8 @@ from daemon.shadow.comparing import Shadow, running_shadow
 from daemon.swap import Bundles
 
 _DELETE: Final = "DELETE"
+_GONE: Final = (200, 404)
+"""What the deletion of a call answers where there is none any more."""
 
 
 @asynccontextmanager
@@ -43,7 +45,11 @@ async def shadow_of(
 
 
 def forgetting(routes: Sequence[Route], shadow: Shadow | None) -> list[Route]:
-    """The routes of calls, of which each that deletes one has the shadow forget it first: what fails can be tried again."""
+    """The routes of calls, of which each that deletes one has the shadow forget it too.
+
+    It does so once the call is gone: a call that still lasts is not deleted, and nothing of it comes after its end. Where that
+    fails, the request can be made again, for a call that is not there.
+    """
     if shadow is None:
         return list(routes)
     return [_forgetting(route, shadow) if _DELETE in (route.methods or ()) else route for route in routes]
@@ -51,12 +57,13 @@ def forgetting(routes: Sequence[Route], shadow: Shadow | None) -> list[Route]:
 
 def _forgetting(route: Route, shadow: Shadow) -> Route:
     async def delete(request: Request) -> Response:
-        try:
-            await shadow.forget(request.path_params["call"])
-        except UpstreamError as error:
-            headers = {"Retry-After": "5", "Cache-Control": "no-store"}
-            return JSONResponse({"error": str(error)}, 503, headers=headers)
         response: Response = await route.endpoint(request)
+        if response.status_code in _GONE:
+            try:
+                await shadow.forget(request.path_params["call"])
+            except UpstreamError as error:
+                headers = {"Retry-After": "5", "Cache-Control": "no-store"}
+                return JSONResponse({"error": str(error)}, 503, headers=headers)
         return response
 
     return Route(route.path, delete, methods=[_DELETE])

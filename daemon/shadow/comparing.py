@@ -24,6 +24,7 @@ from daemon.calls.beside import beside
 from daemon.emotion import EmotionItem
 from daemon.engine import Engine
 from daemon.errors import UpstreamError
+from daemon.fleet.store import end_if_cancelled
 from daemon.messages import CallEvent, CallInfo, EmotionEvent, Event, Utterance
 from daemon.metrics import Metrics
 from daemon.shadow.counts import ShadowCounts
@@ -121,6 +122,7 @@ class Shadow:
     async def run(self) -> None:
         """Scores until it is cancelled."""
         while True:
+            end_if_cancelled()
             while not (self._waiting and self._room()):
                 self._changed.clear()
                 with suppress(TimeoutError):

@@ -78,11 +78,14 @@ class WebSocketDoor:
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """What a connection knew of its stream: how its audio is read, how much of it was, and its place among its owner's."""
+    """What a connection knew of its stream: how its audio is read, how much of it was, its place among its owner's streams,
+    and that it waits.
+    """
 
     dialect: Dialect
     received: int
     place: contextlib.ExitStack
+    waiting: contextlib.ExitStack
 
 
 class _Connection:
@@ -97,6 +100,8 @@ class _Connection:
         """Samples per channel, as the client counts them."""
         self._held = contextlib.ExitStack()
         """That we have the stream."""
+        self._place = contextlib.ExitStack()
+        """Our stream's, among its owner's; it goes with the stream."""
         self._outbox: Channel[Frame] = Channel(streams.rules.outbox, Overflow.REJECT)
         self._interruption: Ending | None = None
         """What ended the stream beside its own messages."""
@@ -198,12 +203,13 @@ class _Connection:
         return account_of(self._websocket.scope)
 
     def _begin(self, start: Start) -> None:
-        try:
-            self._account.begin()
-        except CapacityError as error:
-            self._streams.metrics.refused.inc()
-            raise PeerError("overloaded", str(error), CLOSE_OVERLOADED) from error
-        self._hold(self._streams.open(start.request, self._notify, start.endpointing, self._account))
+        with contextlib.ExitStack() as place:
+            try:
+                place.enter_context(self._streams.place(self._account))
+            except CapacityError as error:
+                raise PeerError("overloaded", str(error), CLOSE_OVERLOADED) from error
+            self._hold(self._streams.open(start.request, self._notify, start.endpointing, self._account))
+            self._place = place.pop_all()
 
     def _hold(self, stream: Stream) -> None:
         self._stream = stream
@@ -218,9 +224,9 @@ class _Connection:
         stream, kept = parked.stream, parked.kept
         assert isinstance(stream, Stream)  # nobody else parks
         assert isinstance(kept, _Kept)
-        kept.place.close()
+        kept.waiting.close()
         if stream.ended is None:
-            self._dialect, self._received = kept.dialect, kept.received
+            self._dialect, self._received, self._place = kept.dialect, kept.received, kept.place
             self._hold(stream)
         else:
             self._streams.parking.park(command.token, parked)
@@ -237,19 +243,19 @@ class _Connection:
         if stream.token is None:
             return
 
-        place = contextlib.ExitStack()
+        place, waiting = self._place.pop_all(), contextlib.ExitStack()
         if stream.ended is None:
-            place.enter_context(self._account.parked())
+            waiting.enter_context(self._account.parked())
 
         async def finish() -> None:
-            with place:
+            with place, waiting:
                 with contextlib.suppress(PeerError):
                     for command in self._dialect.flush():
                         if isinstance(command, Audio):
                             await stream.feed(command.channels)
                 await stream.finish(GOING_AWAY if self._streams.draining else _CLIENT_GONE)
 
-        kept = _Kept(self._dialect, self._received, place)
+        kept = _Kept(self._dialect, self._received, place, waiting)
         parked = Parked(stream, self._account, kept, finish if stream.ended is None else None)
         self._streams.parking.park(stream.token, parked)
 
@@ -276,7 +282,8 @@ class _Connection:
             await _close_quietly(self._websocket, CLOSE_GOING_AWAY, "")
             return
         if self._stream is not None:
-            ending = await self._stream.finish(ending)
+            with self._place:
+                ending = await self._stream.finish(ending)
             self._park(self._stream)
             self._held.close()
         elif ending.error is not None:

@@ -22,7 +22,7 @@ from daemon.config import DEFAULT_BUNDLE
 from daemon.engine import EngineSettings
 from daemon.errors import CapacityError, ConfigError
 from daemon.swap import Bundles, reloaded_by_sighup
-from model.bundle import MANIFEST, read_bundle, write_manifest
+from model.bundle import MANIFEST, Bundle, read_bundle, write_manifest
 from model.signature import read_private_key, sign, write_keys
 from tests.daemon.conftest import ASSETS, Message, Served, linear16_of, serving
 from tests.daemon.other_bundle import id_of, write_other
@@ -160,6 +160,26 @@ async def test_who_may_change_the_bundle_and_to_what(shelf: Path, tmp_path: Path
         assert [(one["who"], one["before"], one["model"]) for one in changes] == [
             ("boss", model, id_of(shelf / "second"))
         ]
+
+
+async def test_what_cannot_be_loaded_is_refused_whatever_it_raises(shelf: Path) -> None:
+    """A GPU without room for a second bundle, for instance: CTranslate2 says RuntimeError."""
+    full = False
+
+    def check(bundle: Bundle) -> None:
+        if full:
+            raise RuntimeError("CUDA failed with error out of memory")
+
+    bundles = Bundles(shelf / "first", EngineSettings(), check)
+    await bundles.start()
+    try:
+        full = True
+        with pytest.raises(ConfigError, match="cannot be loaded: RuntimeError: CUDA failed"):
+            await bundles.swap("second")
+        assert (bundles.swaps, bundles.loading) == ({"done": 0, "refused": 1}, False)
+        assert bundles.engine.bundle_id == id_of(shelf / "first")
+    finally:
+        await bundles.close()
 
 
 async def test_what_is_refused_changes_nothing(shelf: Path, tmp_path: Path) -> None:

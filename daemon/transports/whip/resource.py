@@ -151,7 +151,7 @@ class WhipDoor:
         """Begins a session; its id and the answer."""
         async with contextlib.AsyncExitStack() as stack:
             stack.enter_context(self._streams.admitted(account))
-            account.begin()
+            stack.enter_context(self._streams.place(account))
             log = ResultLog(self._streams.rules.outbox)
             peer = Peer(self._rules.ice_servers, log)
             stack.push_async_callback(peer.close)

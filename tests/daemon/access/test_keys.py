@@ -90,43 +90,51 @@ def test_the_addresses_that_are_remembered_are_bounded() -> None:
 def test_streams_at_a_time() -> None:
     """Connections may be one more: over that one a client can come back, but nothing begins."""
     account = Ledger(Clock()).account(Principal("edge", frozenset(), Limits(streams=2)))
-    with account.stream(), account.stream():
-        account.begin()
-        with account.stream():
-            with pytest.raises(QuotaError, match="edge has 2 streams open, its limit: come back later"):
-                account.begin()
-            with pytest.raises(QuotaError, match="edge has 2 streams open"), account.stream():
+    with account.connection(), account.connection(), account.stream():
+        with account.connection(), account.stream():
+            with (
+                pytest.raises(QuotaError, match="edge has 2 streams open, its limit: come back later"),
+                account.stream(),
+            ):
                 pass
-        account.begin()
+            with pytest.raises(QuotaError, match="edge has 2 streams open"), account.connection():
+                pass
+        with account.stream():
+            pass
+
+
+def test_connections_on_which_nothing_began_take_no_stream_s_place() -> None:
+    account = Ledger(Clock()).account(Principal("edge", frozenset(), Limits(streams=1)))
+    with account.connection(), account.connection(), account.stream():
+        pass
 
 
 def test_a_stream_that_waits_for_its_client_has_its_place() -> None:
     account = Ledger(Clock()).account(Principal("edge", frozenset(), Limits(streams=2)))
-    with account.parked():
-        assert not account.idle
+    with account.stream():
+        with account.parked(), account.stream():
+            assert not account.idle
+            with pytest.raises(QuotaError, match="its limit, 1 of them waiting for their clients"), account.stream():
+                pass
         with account.stream():
-            account.begin()
-            with account.stream(), pytest.raises(QuotaError, match="its limit, 1 of them waiting for their clients"):
-                account.begin()
-    with account.stream(), account.stream():
-        account.begin()
+            pass
 
 
 def test_streams_that_begin_within_a_minute() -> None:
     """Connections over which a stream goes on are none of them."""
     clock = Clock()
     account = Ledger(clock).account(Principal("edge", frozenset(), Limits(starts_per_minute=2)))
-    with account.stream():
-        for _ in range(2):
-            account.begin()
+    for _ in range(2):
+        with account.stream():
             clock.now += 10
-        for _ in range(5):
-            with account.stream():
-                pass
-        with pytest.raises(QuotaError, match="2 streams within a minute, its limit: come back in 40 s"):
-            account.begin()
-        clock.now += 40
-        account.begin()
+    for _ in range(5):
+        with account.connection():
+            pass
+    with pytest.raises(QuotaError, match="2 streams within a minute, its limit: come back in 40 s"), account.stream():
+        pass
+    clock.now += 40
+    with account.stream():
+        pass
 
 
 def test_audio_of_a_stream_and_of_a_day() -> None:
@@ -139,7 +147,7 @@ def test_audio_of_a_stream_and_of_a_day() -> None:
     again = account.meter()
     assert again.problem(15_000) is None
     assert "3 s of audio today" in (again.problem(2000) or "")
-    with pytest.raises(QuotaError, match="come back after midnight"), account.stream():
+    with pytest.raises(QuotaError, match="come back after midnight"), account.connection():
         pass
     clock.now += 86_400
     assert account.meter().problem(16_000) is None
@@ -150,7 +158,7 @@ def test_idle_accounts_of_many_subjects_are_forgotten() -> None:
     clock = Clock()
     ledger = Ledger(clock)
     busy = ledger.account(Principal("jwt:busy", frozenset()))
-    with busy.stream():
+    with busy.connection():
         for number in range(3000):
             ledger.account(Principal(f"jwt:{number}", frozenset()))
         assert ledger.account(Principal("jwt:busy", frozenset())) is busy
@@ -159,5 +167,5 @@ def test_idle_accounts_of_many_subjects_are_forgotten() -> None:
 
 def test_nobodys_account_has_no_limit() -> None:
     for _ in range(100):
-        with UNLIMITED.stream():
+        with UNLIMITED.connection(), UNLIMITED.stream():
             assert UNLIMITED.meter().problem(10**9) is None

@@ -262,6 +262,25 @@ async def test_what_ends_its_workers_takes_no_other_utterance_along(url: str) ->
     assert "ended before it was scored" in letter["reason"]
 
 
+async def test_a_reason_is_that_of_the_attempt_before(url: str) -> None:
+    """The first failed and said why, the worker of the second died: the third is made alone, and knows no reason."""
+    settings = replace(QUICK, visibility_s=0.1)
+    async with connected(url, BUNDLE, settings) as (_, store):
+        await store.prepare()
+        await store.accept(Work(make_info(), said(0), "g"), fenced=True)
+        (entry,) = await store.read("a", 1)
+        first = await store.take(entry, alone=False)
+        assert isinstance(first, Taken)
+        await store.release(entry, "a", "it was too slow")
+        second = await store.take(entry, alone=False)
+        assert isinstance(second, Taken)
+        assert (second.attempt, second.reason) == (2, "it was too slow")
+        assert await store.take(entry, alone=False) == "alone"
+        third = await store.take(entry, alone=True)
+        assert isinstance(third, Taken)
+        assert (third.attempt, third.reason) == (3, "")
+
+
 async def test_a_worker_that_fails_all_the_time_leaves_work_to_others(url: str) -> None:
     class Broken(ListeningScorer):
         async def score(self, *args: Any, **kwargs: Any) -> Scores:

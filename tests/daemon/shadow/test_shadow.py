@@ -15,6 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from redis.asyncio import Redis
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from daemon.batcher import BatchSettings
 from daemon.config import DEFAULT_BUNDLE, load_config
@@ -25,6 +29,7 @@ from daemon.errors import ConfigError
 from daemon.events import read_events
 from daemon.messages import CallEvent, EmotionEvent, Totals, Utterance
 from daemon.metrics import Metrics
+from daemon.shadow.assembled import forgetting
 from daemon.shadow.comparing import Shadow, running_shadow, same_ears
 from daemon.shadow.entry import SHADOW_KEY, Compared, js_distance, shadow_fields
 from model.adaptation import NO_HISTORY
@@ -190,6 +195,41 @@ async def test_what_there_is_no_room_for_is_left_out_and_counted(models: Models,
         await shadow.forget(INFO.call)
         assert samples(metrics.page())["waiting"] == 0
         assert await entries(server.url) == []
+
+
+@pytest.mark.parametrize(("status", "left"), [(200, 0), (404, 0), (409, 1), (400, 1), (503, 1)])
+async def test_only_what_is_deleted_is_forgotten(models: Models, server: EmbeddedRedis, status: int, left: int) -> None:
+    """A call that still lasts is refused, and keeps what the shadow said of it."""
+
+    async def answer(_: Request) -> Response:
+        return Response(status_code=status)
+
+    async with shadowing(models, server.url) as (shadow, _, _):
+        shadow.observe(said(0))
+        await first_entries(server.url, 1)
+        (route,) = forgetting([Route("/calls/{call}", answer, methods=["DELETE"])], shadow)
+        transport = httpx2.ASGITransport(app=Starlette(routes=[route]))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://test") as client:
+            assert (await client.delete(f"/calls/{INFO.call}")).status_code == status
+        assert len(await entries(server.url)) == left
+
+
+async def test_it_ends_where_redis_says_nothing(models: Models) -> None:
+    """Whenever it is told to: redis-py swallows a cancellation that meets it while it connects."""
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as listening:
+        url = f"redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}/0"
+        for ticks in range(16):
+            async with asyncio.timeout(20), shadowing(models, url) as (shadow, metrics, _):
+                shadow.observe(said(0))
+                while not samples(metrics.page())["scored_total"]:  # noqa: ASYNC110  # to the very tick
+                    await asyncio.sleep(0)
+                for _ in range(ticks):
+                    await asyncio.sleep(0)
 
 
 async def test_its_failures_are_its_own(models: Models, server: EmbeddedRedis) -> None:
