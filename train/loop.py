@@ -56,6 +56,8 @@ class StageData:
         contrast: how the member's views are compared; None where it has none.
         auxiliary: a loss beside these; None for none.
         from_start: the weights that the stage begins with compete with its epochs.
+        compared: classes that the loss compares, if not all: one that a member knows and these examples lack is not
+            unlearned, because its logit has no gradient.
     """
 
     epoch: EpochSource
@@ -66,6 +68,7 @@ class StageData:
     contrast: Contrast | None = None
     auxiliary: Auxiliary | None = None
     from_start: bool = False
+    compared: tuple[str, ...] = ()
 
 
 def class_bias(trained_classes: tuple[str, ...]) -> Tensor:
@@ -191,7 +194,7 @@ class Step:
         self._inputs = {name: encoders[name] for name in member.spec.modalities}
         self._weights = data.class_weights.to(execution.device)
         self._terms, self._contrast, self._auxiliary = data.terms, data.contrast, data.auxiliary
-        self._bias = class_bias(data.trained_classes).to(execution.device)
+        self._bias = class_bias(data.compared or data.trained_classes).to(execution.device)
         self._execution = execution
         self._fuse = torch.compile(member.fuse, dynamic=True) if execution.compile else member.fuse
 

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from model.adaptation import Adaptation
-from model.labels import CLASSES
 from train.cache import encoder_key
 from train.calls import deal, heard_in_calls, reference_of_training
 from train.config import DataConfig, Recipe
@@ -30,7 +29,7 @@ from train.manifest import (
     split_speakers,
 )
 from train.pairing import TextBank
-from train.stages.members import TrainingSet
+from train.stages.members import TrainingSet, occurring
 from train.word_errors import misheard
 
 
@@ -72,12 +71,14 @@ class View:
     Attributes:
         narrow: takes clips out of a split.
         adaptation: in the place of one whose reference is measured on the training recordings.
-        tested: corpus that only evaluates -> the speakers of it that are tested on; without it, all.
+        tested: corpus that only evaluates -> ids of its clips that are tested on; without it, all.
+        classes: that members know, where they do not begin anew: they are tested on these.
     """
 
     narrow: Callable[[Split], Split] = _whole
     adaptation: Adaptation | None = None
     tested: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
 
 def prepare(
@@ -105,7 +106,8 @@ def prepare(
     clean = extraction.frames(manifest.clips)
     degraded = [extraction.frames(manifest.clips, copy, clean) for copy in range(1, recipe.data.degraded_copies + 1)]
     copies = tuple(examples_of(split.train.clips, _only(f, split.train), votes) for f in (clean, *degraded))
-    trained = tuple(name for name, mass in zip(CLASSES, copies[0].targets.sum(axis=0), strict=True) if mass > 0)
+    occur = occurring(copies[0].targets)
+    trained = view.classes or occur
     folds = _fold_numbers(split, recipe)
     dev = [examples_of(split.dev.clips, _only(f, split.dev), votes) for f in (clean, *degraded[:1])]
     adaptation = view.adaptation or _adaptation(recipe, copies[0])
@@ -114,9 +116,9 @@ def prepare(
         copies=dealt.often(copies),
         folds=folds,
         dev=concatenate([dealt.once(part) for part in dev]),
-        bank=_bank(recipe, data, trained, extraction),
+        bank=_bank(recipe, data, occur, extraction),
         trained_classes=trained,
-        content=_content(extraction, copies, folds, concatenate(dev), recipe),
+        content=_content(extraction, copies, folds, concatenate(dev), recipe, view.adaptation),
         misheard=misheard(extraction, split.train.clips),
     )
     test = {recipe.data.corpus: (split.test, clean)}
@@ -126,12 +128,13 @@ def prepare(
     notes = {recipe.data.corpus: _notes(manifest, split)}
     for name in recipe.data.evaluate:
         other = read_corpus(name, data, recipe.data.options_of(name))
-        heard = other.of_speakers(view.tested.get(name, other.speakers)).clips
+        wanted = view.tested.get(name)
+        heard = tuple(clip for clip in other.clips if wanted is None or clip.id in wanted)
         kept = tuple(clip for clip in heard if clip.label in trained)
         notes[name] = other.notes
         dropped[name] = other.dropped | {"class that was not trained": len(heard) - len(kept)}
         if len(heard) < len(other.clips):
-            dropped[name] |= {"speaker that is not tested on": len(other.clips) - len(heard)}
+            dropped[name] |= {"clip that is not tested on": len(other.clips) - len(heard)}
         test[name] = Manifest(kept), extraction.frames(kept)
     alone = {name: examples_of(part.clips, _only(frames, part), 1.0) for name, (part, frames) in test.items()}
     return Prepared(
@@ -195,7 +198,12 @@ def _only(frames: Mapping[str, Mapping[str, HalfFrames]], part: Manifest) -> dic
 
 
 def _content(
-    extraction: Extraction, copies: Sequence[Examples], folds: npt.NDArray[np.int64], dev: Examples, recipe: Recipe
+    extraction: Extraction,
+    copies: Sequence[Examples],
+    folds: npt.NDArray[np.int64],
+    dev: Examples,
+    recipe: Recipe,
+    heard: Adaptation | None,
 ) -> str:
     """A hash of what is trained on: which clips with which targets, in which folds, features of which encoders."""
     keys = [encoder_key(encoder) for encoder in extraction.encoders.values()]
@@ -207,6 +215,8 @@ def _content(
         for values in (part.targets, part.attributes, part.outvoted):
             digest.update(values.tobytes())
     digest.update(folds.tobytes())
+    if heard is not None:  # its reference does not follow from the examples
+        digest.update(heard.reference.tobytes() + str(heard.strength).encode())
     return digest.hexdigest()
 
 

@@ -15,6 +15,7 @@ import torch
 from model.network.checkpoint import Checkpoint, save_checkpoint
 from model.network.member import Member
 from model.spec import EnsembleSpec, Lineage
+from train.acquaintance import Acquaintance, write_speakers
 from train.config import Recipe, plain_recipe
 from train.cost import EVALUATION, FEATURES, META, Cost
 from train.errors import RunError
@@ -58,12 +59,14 @@ class Descent:
         beside: test set -> system -> its guesses `[N]`: what the ensemble is compared with, its source above all.
         limits: what a reader of the card must know.
         probes: linear probes on the training data are compared with too.
+        known: the speakers of the steps before, and of audio without labels.
     """
 
     lineage: tuple[Lineage, ...] = ()
     beside: Mapping[str, Mapping[str, Guesses]] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
     probes: bool = True
+    known: tuple[Acquaintance, ...] = ()
 
 
 NEW: Final = Descent()
@@ -195,7 +198,7 @@ def finish_run(
     progress: Progress,
     descent: Descent = NEW,
 ) -> Path:
-    """Evaluates an ensemble, writes checkpoint, report and recipe; returns the report's path.
+    """Evaluates an ensemble, writes checkpoint, report, recipe and speakers; returns the report's path.
 
     Args:
         recipe: of its members.
@@ -236,6 +239,11 @@ def finish_run(
         fallbacks=trained.fallbacks,
     )
     save_checkpoint(out / "checkpoint", checkpoint)
+    training = prepared.training
+    own = Acquaintance(
+        recipe.data.corpus, tuple(sorted(set(training.train.speakers))), tuple(sorted(set(training.dev.speakers)))
+    )
+    write_speakers(out, descent.known if own in descent.known else (*descent.known, own))
     (out / RECIPE_FILE).write_text(json.dumps(plain_recipe(recipe), indent=1), encoding="utf-8")
     return write_report(out, results)
 

@@ -20,10 +20,17 @@ from train.manifest import Manifest
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """How a corpus is read, and the options that it has a use for beside `folder`."""
+    """How a corpus is read, and the options that it has a use for beside `folder`.
+
+    Attributes:
+        read: all clips that somebody has said something about.
+        options: names.
+        hear: all clips, those included that nobody has labelled; None where all are.
+    """
 
     read: Callable[[Path, CorpusOptions], Manifest]
     options: frozenset[str] = frozenset()
+    hear: Callable[[Path, CorpusOptions], Manifest] | None = None
 
 
 READERS: Final[dict[str, Reader]] = {
@@ -33,7 +40,11 @@ READERS: Final[dict[str, Reader]] = {
     "iemocap": Reader(read_iemocap, frozenset({"label_set"})),
     "meld": Reader(read_meld, frozenset({"label_set"})),
     "emodb": Reader(lambda root, _: read_emodb(root)),
-    "table": Reader(read_table, frozenset({"labels", "scale", "label_map", "language"})),
+    "table": Reader(
+        read_table,
+        frozenset({"labels", "scale", "label_map", "language"}),
+        lambda root, options: read_table(root, options, unlabelled=True),
+    ),
 }
 
 
@@ -54,8 +65,8 @@ def check_options(name: str, options: CorpusOptions) -> None:
         raise RecipeError(f"label_set of {name!r} is one of {', '.join(map(str, sets))}, got {options.label_set}")
 
 
-def read_corpus(name: str, data: Path, options: CorpusOptions | None = None) -> Manifest:
-    """Reads the corpus `name` from the folder `data/name`, or `data/options.folder`.
+def read_corpus(name: str, data: Path, options: CorpusOptions | None = None, *, unlabelled: bool = False) -> Manifest:
+    """Reads the corpus `name` from the folder `data/name`, or `data/options.folder`; `unlabelled` clips too if asked for.
 
     Raises:
         RecipeError: as `check_options`.
@@ -63,4 +74,6 @@ def read_corpus(name: str, data: Path, options: CorpusOptions | None = None) -> 
     """
     options = options or CorpusOptions()
     check_options(name, options)
-    return READERS[name].read(data / (options.folder or name), options)
+    reader = READERS[name]
+    read = reader.hear if unlabelled and reader.hear else reader.read
+    return read(data / (options.folder or name), options)

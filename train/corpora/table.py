@@ -6,6 +6,7 @@ Layout: `labels.csv` or `labels.jsonl` in the corpus' folder. Columns, names in 
 - what was heard: `label`, one emotion; or one column per class (`angry`, `sad`, ...) and optionally `other`, with the number of
   annotators (or their share) who heard it; or both, `label` being what they agreed on, empty where they did not. Without
   that column they agreed on the class that has most votes, if one has.
+- nothing of what was heard, for calls that nobody has labelled: adaptation reads such rows, training leaves them out.
 - optional: `id`, `arousal`, `valence`, `dominance` (on the scale that the options declare), `split` (train, dev, test),
   `transcript`, `language`, `gender` (female, male), `session` (the call or recording that the clip was cut from).
 """
@@ -31,12 +32,13 @@ _NOTHING: Final = ("no label and no votes", "votes only for other emotions")
 _NO_SCALE: Final = (1.0, 7.0)
 
 
-def read_table(root: Path, options: CorpusOptions) -> Manifest:
+def read_table(root: Path, options: CorpusOptions, *, unlabelled: bool = False) -> Manifest:
     """Reads a corpus from its table.
 
     Args:
         root: the folder; its name is the corpus' name.
         options: `labels`, `scale`, `label_map`, `language`.
+        unlabelled: keep rows that say nothing of emotion: clips without votes, which cannot be a training target.
 
     Raises:
         CorpusError: if the table is missing or says nothing of emotion, or rows are wrong: all are named, with file, line,
@@ -49,17 +51,18 @@ def read_table(root: Path, options: CorpusOptions) -> Manifest:
     notes: Counter[str] = Counter()
     clips: dict[str, Clip] = {}
     for row in _rows(path, problems):
-        _check_columns(row, options)
+        _check_columns(row, options, unlabelled)
         votes, other, consensus, reason = _heard(row, options)
         clip = _clip(row, root, options, votes, other, consensus)
         if clip.id in clips:
             row.wrong("id" if row.get("id") else "audio", "listed once")
-        elif reason:
+        elif reason and not unlabelled:
             dropped[reason] += 1
         else:
             clips[clip.id] = clip
             notes["clip of an unknown speaker"] += not clip.speaker_known
-            notes["clip without agreement (XO)"] += consensus is None
+            notes["clip without agreement (XO)"] += consensus is None and not reason
+            notes["clip without a label"] += bool(reason)
     problems.refuse()
     if not clips:
         raise CorpusError(f"{path} labels no recording; left out: {dict(dropped)}")
@@ -80,10 +83,10 @@ def _rows(path: Path, problems: Problems) -> Iterator[Row]:
     return read_csv(path, _COLUMNS, problems, lower=True)
 
 
-def _check_columns(row: Row, options: CorpusOptions) -> None:
+def _check_columns(row: Row, options: CorpusOptions, unlabelled: bool) -> None:
     if options.scale is None and any(row.get(name) for name in ATTRIBUTES):
         raise RecipeError(f"{row.path} rates {', '.join(ATTRIBUTES)}: declare the scale, such as scale = [1, 5]")
-    if "label" not in row.values and not any(name in row.values for name in CLASSES):
+    if not unlabelled and "label" not in row.values and not any(name in row.values for name in CLASSES):
         raise CorpusError(
             f"{row.path}:{row.line}: says nothing of emotion: give a column label, or one a class "
             f"({', '.join(CLASSES)}) with votes; it has {list(row.values)}"

@@ -43,7 +43,7 @@ class TrainingSet:
         folds: fold number of every training example.
         dev: held-out speakers, for selection and calibration only; their recordings and a degraded copy.
         bank: sentences that carry emotion; None where the recipe has no text section.
-        trained_classes: classes that occur.
+        trained_classes: classes that occur, and those that members begin with.
         content: a hash of the examples and their features.
         misheard: what a recogniser might have heard instead; None where the recipe has no word errors.
         start: what members begin with; None for weights of their own. It stands in `content`.
@@ -85,6 +85,11 @@ class Place:
 
     device: torch.device = CPU
     ranks: Ranks = field(default_factory=Ranks)
+
+
+def occurring(targets: npt.NDArray[np.float32]) -> tuple[str, ...]:
+    """Classes with mass in soft targets `[N, 8]`, in canonical order."""
+    return tuple(name for name, mass in zip(CLASSES, targets.sum(axis=0), strict=True) if mass > 0)
 
 
 def pairing_of(recipe: Recipe) -> Pairing:
@@ -144,7 +149,8 @@ def train_member(
         auxiliary = data.start.auxiliary(member, seed, steps) if data.start and data.start.auxiliary else None
         started = data.start is not None
         dev = data.dev if data.selects else None
-        epochs = StageData(source, dev, weights, data.trained_classes, terms, contrast, auxiliary, started)
+        compared = occurring(copies[0].targets) if started else data.trained_classes
+        epochs = StageData(source, dev, weights, data.trained_classes, terms, contrast, auxiliary, started, compared)
         point = None if auxiliary else resume  # a point holds nothing of what an auxiliary loss has learned and drawn
         execution = Execution(place.device, recipe.compute.compile, point, partial(on_epoch, stage), place.ranks)
         history = train_stage(member, encoders, epochs, config, seed, execution)

@@ -18,15 +18,18 @@ import numpy.typing as npt
 from model.adaptation import Adaptation
 from model.labels import CLASSES
 from model.spec import Lineage
+from train.acquaintance import Acquaintance, assert_unheard
 from train.config import Recipe
+from train.corpora import read_corpus
 from train.cost import FEATURES, Cost
 from train.errors import RecipeError, RunError
 from train.features import Progress
 from train.loop import class_bias
+from train.manifest import Split
 from train.prepare import Prepared, View, prepare
 from train.run import Descent, finish_run
 from train.stacking import Stacked, member_outputs
-from train.stages.members import ALL_SPEAKERS, Job
+from train.stages.members import ALL_SPEAKERS, Job, occurring
 from train.stages.meta import meta_posterior
 from train.stored_stack import save_stacked
 from train.transfer import alignment
@@ -36,7 +39,7 @@ from train.transfer.normalise import normalised, reference_of
 from train.transfer.prior import Prior, estimate_prior, expecting
 from train.transfer.source import Source, with_weights
 from train.transfer.start import Start
-from train.transfer.target import Target
+from train.transfer.target import Target, shared_classes
 from train.transfer.unlabelled import Unlabelled, target_audio
 
 Method = Literal["coral", "mmd", "dann", "normalise", "prior"]
@@ -96,6 +99,7 @@ def adapt(source: Source, target: Target, method: str, data: Path, cache: Path, 
     Raises:
         RecipeError: if there is no such method.
         CorpusError: if a corpus is missing or incomplete.
+        LeakageError: if somebody who made the source would be tested on.
         RunError: if the source's corpus is not that of its run.
     """
     if method not in METHODS:
@@ -109,13 +113,14 @@ def adapt(source: Source, target: Target, method: str, data: Path, cache: Path, 
         tested = replace(prepare(heard.recipe, data, cache, progress, view=moved), training=tested.training)
     save_stacked(out / "meta", "given", found.ensemble)
     command, audio = f"medusa-train adapt --method {method}", heard.audio
-    speakers = len(set(audio.speakers))
-    step = Lineage(source.id, command, target.recipe.data.corpus, len(audio), speakers, labelled=False)
+    corpus, speakers = target.recipe.data.corpus, tuple(sorted(set(audio.speakers)))
+    step = Lineage(source.id, command, corpus, len(audio), len(speakers), labelled=False)
     descent = Descent(
         lineage=(*source.checkpoint.lineage, step),
         beside=untouched(source, heard.prepared),
         limits=found.limits,
         probes=False,
+        known=(*source.acquaintances((source.recipe.data.corpus,), data), Acquaintance(corpus, speakers)),
     )
     return finish_run(heard.recipe, tested, found.ensemble, cache, out, progress, descent)
 
@@ -126,14 +131,31 @@ def hear(source: Source, target: Target, data: Path, cache: Path, progress: Prog
     Raises:
         RecipeError: if they have one name.
         CorpusError: if a corpus is missing or incomplete.
+        LeakageError: if somebody who made the source would be tested on.
         RunError: if the source's corpus is not that of its run.
     """
-    recipe = adapted_recipe(source.recipe, target)
+    corpus, recipe = target.recipe.data.corpus, adapted_recipe(source.recipe, target)
     audio, tested = target_audio(target.recipe, data, cache, progress)
-    view = View(adaptation=source.checkpoint.adaptation, tested={target.recipe.data.corpus: tested})
+    labelled = read_corpus(corpus, data, target.recipe.data.options).clips if tested else ()
+    tests = [clip for clip in labelled if clip.id in tested and clip.label in source.classes]
+    known = source.acquaintances((corpus, recipe.data.corpus), data)
+    if not target.recipe.data.allow_overlap:
+        assert_unheard(known, corpus, {clip.speaker for clip in tests})
+    if not tests:  # nothing to hold the target's figures against
+        recipe = recipe.model_copy(
+            update={"data": recipe.data.model_copy(update={"evaluate": (), "evaluate_options": {}})}
+        )
+
+    def narrow(split: Split) -> Split:
+        if not split.allow_overlap:
+            assert_unheard(known, recipe.data.corpus, split.test.speakers)
+        return shared_classes(split, source.classes)
+
+    view = View(narrow, source.checkpoint.adaptation, {corpus: tested}, source.classes)
     prepared = prepare(recipe, data, cache, progress, view=view)
-    if prepared.training.trained_classes != source.classes:
-        got = ", ".join(prepared.training.trained_classes)
+    occur = occurring(prepared.training.train.targets)
+    if occur != source.classes and not source.checkpoint.lineage:  # of a run that was brought here, some may be missing
+        got = ", ".join(occur)
         raise RunError(f"the source's corpus has the classes {got}, the run was trained on {', '.join(source.classes)}")
     return Heard(recipe, view, prepared, audio)
 
@@ -166,7 +188,8 @@ def adapted(source: Source, target: Target, method: str, heard: Heard, folder: P
     posterior = meta_posterior(as_is.soup, outputs, class_bias(source.classes), as_is.temperature)
     prior = estimate_prior(posterior, taught_prior(as_is, heard.prepared.training.dev.targets))
     changed = expecting(as_is.soup, prior, as_is.temperature)
-    ensemble = replace(as_is, runs=(copy.deepcopy(changed),), soup=changed)
+    ratio = as_is.prior_ratio / prior.ratio  # of the development speakers over what it now expects
+    ensemble = replace(as_is, runs=(copy.deepcopy(changed),), soup=changed, prior_ratio=ratio)
     return Adapted(ensemble, own, (_told_of(prior, source.classes),))
 
 

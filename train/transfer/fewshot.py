@@ -14,20 +14,16 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from model.network.member import Member
-from model.spec import EncoderSpec
 from train.config import Recipe
-from train.dataset import Examples
 from train.features import Progress
-from train.loop import class_bias, predict
 from train.metrics import Estimate, speaker_bootstrap, unweighted_average_recall
 from train.prepare import View, prepare
 from train.reference import Guesses, Reference, reference_of
 from train.stages.members import ALL_SPEAKERS, Job, TrainingSet
 from train.transfer.budgets import Budget, Unit
-from train.transfer.fewshot_report import FINETUNED, SCRATCH, write_fewshot
+from train.transfer.fewshot_report import BEGUN, FINETUNED, SCRATCH, write_fewshot
 from train.transfer.finetune import begin, heard_by_source, train_jobs
-from train.transfer.source import UNTOUCHED, Source
+from train.transfer.source import UNTOUCHED, Source, soft_vote_guesses, with_weights
 from train.transfer.target import Target, shared_classes
 
 SHARES: Final = (0.1, 0.2, 0.5, 1.0)
@@ -61,6 +57,19 @@ class Spent:
     guesses: Mapping[str, Guesses]
 
 
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """What guesses without a label, `[N]` each.
+
+    Attributes:
+        untouched: the source as it is served: all its members, and channels as it hears them.
+        begun: the members that every budget begins with, which may have heard unlabelled audio, by a soft vote.
+    """
+
+    untouched: Guesses
+    begun: Guesses
+
+
 def fewshot(source: Source, target: Target, plan: Plan, data: Path, cache: Path, out: Path, progress: Progress) -> Path:
     """Trains what is missing, compares, and writes the tables; returns the page's path.
 
@@ -75,12 +84,14 @@ def fewshot(source: Source, target: Target, plan: Plan, data: Path, cache: Path,
 
     Raises:
         CorpusError: if the corpus is missing or incomplete.
+        LeakageError: if somebody who made the source would be tested on.
         RecipeError: if a budget is none.
     """
     name = target.recipe.data.corpus
     prepared = heard_by_source(source, target, data, cache, _silent)
     test = prepared.test[name]
     reference = reference_of(test, prepared.votes[name], prepared.genders[name])
+    levels = Levels(source.guesses(test), _begun(source, target, data, cache))
     budgets = [
         Budget(share, draw, plan.unit, target.transfer.validation)
         for draw in range(plan.draws)
@@ -106,8 +117,18 @@ def fewshot(source: Source, target: Target, plan: Plan, data: Path, cache: Path,
             "speakers": len(set(reference.speakers)),
             "reference": reference.kind,
             "classes": list(source.classes),
-            **compare_budgets(reference, source.guesses(test), spent, plan.shares),
+            **compare_budgets(reference, levels, spent, plan.shares),
         },
+    )
+
+
+def _begun(source: Source, target: Target, data: Path, cache: Path) -> Guesses:
+    begun = begin(source, target, data, cache, _silent)
+    assert begun.training.start is not None
+    weights = begun.training.start.weights
+    members = [with_weights(member, weights[member.spec.name], source.recipe) for member in source.members]
+    return soft_vote_guesses(
+        members, target.recipe.encoder_specs(), begun.test[target.recipe.data.corpus], source.classes
     )
 
 
@@ -129,8 +150,8 @@ def _spend(budget: Budget, source: Source, target: Target, data: Path, cache: Pa
         validating=len(training.dev) if training.selects else 0,
         speakers=len({*training.train.speakers, *training.dev.speakers}),
         guesses={
-            FINETUNED: soft_vote_of(tuned, encoders, begun.test[name], source.classes),
-            SCRATCH: soft_vote_of(fresh, encoders, own.test[name], own.training.trained_classes),
+            FINETUNED: soft_vote_guesses(list(tuned.values()), encoders, begun.test[name], source.classes),
+            SCRATCH: soft_vote_guesses(list(fresh.values()), encoders, own.test[name], own.training.trained_classes),
         },
     )
 
@@ -147,24 +168,16 @@ def _from_scratch(source: Recipe, target: Target) -> Recipe:
     return target.recipe.model_copy(update={"stage1": stage1, "stage2": source.stage2.model_copy(update={"epochs": 0})})
 
 
-def soft_vote_of(
-    members: Mapping[str, Member], encoders: Mapping[str, EncoderSpec], test: Examples, classes: tuple[str, ...]
-) -> Guesses:
-    """Class of the highest mean probability over the members, `int64 [N]`."""
-    posteriors = [predict(member, encoders, test, class_bias(classes))[0] for member in members.values()]
-    return np.asarray(np.mean(posteriors, axis=0).argmax(axis=1), np.int64)
-
-
 def compare_budgets(
-    reference: Reference, untouched: Guesses, spent: Sequence[Spent], shares: Sequence[float]
+    reference: Reference, levels: Levels, spent: Sequence[Spent], shares: Sequence[float]
 ) -> dict[str, Any]:
     """The curve as plain data for JSON: UAR of every budget, mean over its draws, with intervals by speakers.
 
     Args:
         reference: the truth about N test clips.
-        untouched: the source's guesses `[N]`.
+        levels: what is reached without a label.
         spent: every draw of every budget.
-        shares: the budgets, the largest of which is full training.
+        shares: the budgets, rising; 1 is full training, and without it there is no gap to close.
     """
     known = np.flatnonzero(reference.truth >= 0)
     truth, speakers = reference.truth[known], [reference.speakers[row] for row in known]
@@ -188,9 +201,13 @@ def compare_budgets(
         return estimate(lambda rows: score(rows, guesses) - score(rows, over))
 
     def gap_closed(guesses: Sequence[Guesses], full: Sequence[Guesses]) -> dict[str, float] | None:
-        return estimate(lambda rows: closed(score(rows, [untouched]), score(rows, guesses), score(rows, full)))
+        all_of_it = gain(full, begun) if shares[-1] == 1 else None
+        if all_of_it is None or all_of_it["low"] <= 0:  # no gap that can be told from none
+            return None
+        return estimate(lambda rows: closed(score(rows, begun), score(rows, guesses), score(rows, full)))
 
-    full = {system: drawn(max(shares), system) for system in (FINETUNED, SCRATCH)}
+    begun, untouched = [levels.begun], [levels.untouched]
+    full = {system: drawn(shares[-1], system) for system in (FINETUNED, SCRATCH)}
     everything = np.arange(len(known))
     rows = []
     for share in shares:
@@ -206,7 +223,7 @@ def compare_budgets(
                     system: {
                         "uar": mean(guesses),
                         "by_draw": [score(everything, [one]) for one in guesses],
-                        "gain_over_untouched": gain(guesses, [untouched]),
+                        "gain_over_begun": gain(guesses, begun),
                     }
                     for system, guesses in mine.items()
                 },
@@ -215,15 +232,16 @@ def compare_budgets(
             }
         )
     return {
-        UNTOUCHED: {"uar": mean([untouched])},
+        UNTOUCHED: {"uar": mean(untouched)},
+        BEGUN: {"uar": mean(begun), "gain_over_untouched": gain(begun, untouched)},
         "budgets": rows,
     }
 
 
-def closed(untouched: float, reached: float, full: float) -> float:
-    """Share of the gap from the untouched source to full training that is closed; NaN where there is no gap."""
-    gap = full - untouched
-    return (reached - untouched) / gap if gap > _QUIET else float("nan")
+def closed(begun: float, reached: float, full: float) -> float:
+    """Share of the gap from what is begun with to full training that is closed; NaN where full training is no better."""
+    gap = full - begun
+    return (reached - begun) / gap if gap > _QUIET else float("nan")
 
 
 def _silent(what: str, done: int, total: int) -> None:

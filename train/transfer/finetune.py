@@ -9,11 +9,14 @@ from typing import Final
 import numpy as np
 from safetensors.torch import save as serialised
 
+from model.adaptation import Adaptation
 from model.network.member import Member
 from model.spec import Lineage
+from train.acquaintance import Acquaintance, assert_unheard, of_corpus
 from train.config import Recipe
+from train.corpora import read_corpus
 from train.cost import FEATURES, META, Cost
-from train.errors import RunError
+from train.errors import LeakageError, RunError
 from train.execution import device_of
 from train.features import Progress
 from train.manifest import Split
@@ -21,14 +24,14 @@ from train.prepare import Prepared, View, prepare
 from train.reference import Guesses
 from train.run import Descent, finish_run, jobs_of, train_meta_classifiers
 from train.stacking import Stacked
-from train.stages.members import ALL_SPEAKERS, Job, Place, TrainingSet, train_member
+from train.stages.members import ALL_SPEAKERS, Job, Place, TrainingSet, occurring, train_member
 from train.stored_stack import save_stacked
 from train.transfer.joining import joined, soft_vote
 from train.transfer.normalise import normalised, reference_of
-from train.transfer.source import UNTOUCHED, Source
+from train.transfer.source import CHOSEN, UNTOUCHED, Source
 from train.transfer.start import Anchor, Start
 from train.transfer.target import Target, TransferConfig, shared_classes
-from train.transfer.unlabelled import target_audio
+from train.transfer.unlabelled import heard_of, target_audio
 
 COMMAND: Final = "medusa-train finetune"
 
@@ -46,14 +49,16 @@ def finetune(source: Source, target: Target, data: Path, cache: Path, out: Path,
 
     Raises:
         CorpusError: if the corpus is missing or incomplete.
+        LeakageError: if somebody who made the source would be tested on.
         RunError: if the target has no class that the source knows.
     """
     cost, recipe = Cost(out), target.recipe
+    known = source.acquaintances((source.recipe.data.corpus,), data)
     with cost.timed(FEATURES):
         prepared = begin(source, target, data, cache, progress)
         as_source = heard_by_source(source, target, data, cache, progress)
-    speakers = len(set(prepared.training.train.speakers))
-    refit = target.transfer.meta == "refit" and speakers >= recipe.meta.folds
+    against = why_not_refit(source, target, prepared)
+    refit = not against
     jobs = jobs_of(recipe) if refit else [Job(spec, ALL_SPEAKERS) for spec in recipe.member_specs()]
     trained = train_jobs(jobs, recipe, prepared.training, out / "members", progress)
     with cost.timed(META):
@@ -62,11 +67,13 @@ def finetune(source: Source, target: Target, data: Path, cache: Path, out: Path,
             if refit
             else _kept(source, recipe, prepared, tuple(trained.values()), out)
         )
-    told = () if refit else (_told_of_meta(source, speakers, recipe),)
+    given = "the source's" if source.meta else "a soft vote"
+    heard = () if target.transfer.statistics == "source" else (heard_without_labels(recipe, data),)
     descent = Descent(
         lineage=(*source.checkpoint.lineage, step_of(source, prepared, recipe, COMMAND)),
         beside=untouched(source, as_source),
-        limits=told,
+        limits=() if refit else (f"The meta-classifier is {given}: {against}.",),
+        known=(*known, *heard),
     )
     return finish_run(recipe, prepared, ensemble, cache, out, progress, descent)
 
@@ -91,6 +98,7 @@ def begin(
 
     Raises:
         CorpusError: if the corpus is missing or incomplete.
+        LeakageError: if somebody who made the source would be tested on.
         RunError: if the target has no class that the source knows, or lacks a part.
     """
     own, config, recipe = source.checkpoint.adaptation, target.transfer, target.recipe
@@ -100,19 +108,20 @@ def begin(
         own = reference_of(audio, own) if own else None
         heard, encoders = audio.heard(own, np.random.default_rng(recipe.seed)), recipe.encoder_specs()
         weights = {member.spec.name: normalised(member, heard, encoders) for member in source.members}
-    view = View(lambda split: narrow(_known(split, source, recipe)), own)
+    view = _view(source, recipe, data, own)
+    known = view.narrow
+    view = replace(view, narrow=lambda split: narrow(known(split)))
     prepared = prepare(recipe, data, cache, progress, view=view)
     anchor = config.anchor
     start = Start(
         weights=weights,
         heads_only=config.train == "heads",
-        auxiliary=(lambda member, seed, steps: Anchor(member, anchor)) if anchor else None,
+        auxiliary=(lambda member, seed, steps: Anchor(member, weights[member.spec.name], anchor)) if anchor else None,
     )
     training = replace(
         prepared.training,
         start=start,
         content=started_content(prepared.training.content, start, config),
-        trained_classes=source.classes,  # it does not unlearn one that few clips happen to lack
     )
     return replace(prepared, training=training)
 
@@ -128,13 +137,57 @@ def untouched(source: Source, as_source: Prepared) -> dict[str, dict[str, Guesse
     for name, test in as_source.test.items():
         others = {f"{UNTOUCHED}, {way}": source.guesses(heard) for way, heard in as_source.otherwise[name].items()}
         found[name] = {UNTOUCHED: source.guesses(test), **others}
+        if source.meta is None:
+            found[name][CHOSEN] = source.chosen_guesses(test)
     return found
 
 
 def heard_by_source(source: Source, target: Target, data: Path, cache: Path, progress: Progress) -> Prepared:
     """The target's classes that the source knows, with channels as the untouched source hears them."""
-    view = View(lambda split: _known(split, source, target.recipe), source.checkpoint.adaptation)
+    view = _view(source, target.recipe, data, source.checkpoint.adaptation)
     return prepare(target.recipe, data, cache, progress, view=view)
+
+
+def _view(source: Source, recipe: Recipe, data: Path, adaptation: Adaptation | None) -> View:
+    """The classes that the source knows, of speakers who did not make it."""
+    corpora = (recipe.data.corpus, *recipe.data.evaluate)
+    known = source.acquaintances(corpora, data)
+
+    def narrow(split: Split) -> Split:
+        if not split.allow_overlap:
+            assert_unheard(known, recipe.data.corpus, split.test.speakers)
+        return _known(split, source, recipe)
+
+    tested = {}
+    for name in recipe.data.evaluate:
+        if familiar := of_corpus(known, name):
+            clips = read_corpus(name, data, recipe.data.options_of(name)).clips
+            tested[name] = frozenset(clip.id for clip in clips if clip.speaker not in familiar and clip.label)
+            if not any(clip.id in tested[name] and clip.label in source.classes for clip in clips):
+                raise LeakageError(
+                    f"everybody in {name} has trained or selected what it begins with: take it out of evaluate"
+                )
+    return View(narrow, adaptation, tested, source.classes)
+
+
+def heard_without_labels(recipe: Recipe, data: Path) -> Acquaintance:
+    """The speakers whose audio a target's statistics are measured on."""
+    return Acquaintance(recipe.data.corpus, tuple(sorted({clip.speaker for clip in heard_of(recipe, data).clips})))
+
+
+def why_not_refit(source: Source, target: Target, prepared: Prepared) -> str:
+    """Why no meta-classifier is trained on the target; "" where one is.
+
+    One that has never seen a class right gives it no probability, so a class that the target lacks would be unlearned there.
+    """
+    learned, folds = prepared.training.train, target.recipe.meta.folds
+    speakers, occur = len(set(learned.speakers)), occurring(learned.targets)
+    if target.transfer.meta == "keep":
+        return "as the target file asks"
+    if speakers < folds:
+        return f"{speakers} training speakers, {folds} folds"
+    lacking = [name for name in source.classes if name not in occur]
+    return f"the target has no clip of {', '.join(lacking)}, which one trained on it would unlearn" if lacking else ""
 
 
 def _known(split: Split, source: Source, recipe: Recipe) -> Split:
@@ -177,8 +230,3 @@ def _kept(source: Source, recipe: Recipe, prepared: Prepared, members: tuple[Mem
     stacked = joined(recipe, prepared, members, meta, source.checkpoint.spec.trained_attributes)
     save_stacked(out / "meta", "given", stacked)
     return stacked
-
-
-def _told_of_meta(source: Source, speakers: int, recipe: Recipe) -> str:
-    given = "the source's" if source.meta else "a soft vote"
-    return f"The meta-classifier is {given}: {speakers} training speakers, {recipe.meta.folds} folds."

@@ -1,7 +1,7 @@
 """A finished run as the start of another one: its checkpoint, its recipe, and its name."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,10 +14,13 @@ from torch import Tensor
 from model.network.checkpoint import Checkpoint, checkpoint_id, load_checkpoint
 from model.network.member import Member, build_member
 from model.network.metaclassifier import MetaClassifier
-from model.spec import SpecError
+from model.spec import EncoderSpec, SpecError
+from train.acquaintance import SPEAKERS_FILE, Acquaintance, read_speakers
 from train.config import Recipe, load_recipe, mistakes_of
+from train.corpora import read_corpus
 from train.errors import RunError
-from train.loop import class_bias
+from train.loop import class_bias, predict
+from train.prepare import split_of
 from train.reference import Guesses
 from train.run import RECIPE_FILE
 from train.stacking import member_outputs
@@ -27,6 +30,8 @@ from train.transfer.start import Rows
 
 UNTOUCHED: Final = "untouched source"
 """The system that every transfer is compared with: the source as it is served."""
+CHOSEN: Final = "untouched members that were chosen"
+"""Where a transfer begins with some of the source's members: these as they are, joined by a soft vote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +43,31 @@ class Source:
         recipe: of its members, only those that were asked for.
         checkpoint: the whole ensemble.
         members: those that were asked for, in the recipe's order.
+        known: the speakers of every step that made it; None for a run from before runs kept them.
     """
 
     id: str
     recipe: Recipe
     checkpoint: Checkpoint
     members: tuple[Member, ...]
+    known: tuple[Acquaintance, ...] | None = None
+
+    def acquaintances(self, corpora: Iterable[str], data: Path) -> tuple[Acquaintance, ...]:
+        """The speakers of every step that made it, of these corpora at least; of an old run, as its recipe divides them.
+
+        Raises:
+            CorpusError: if an old run's corpus is not there.
+            RunError: if an old run began with another one, whose speakers nobody knows.
+        """
+        if self.known is not None:
+            return self.known
+        if self.checkpoint.lineage:
+            raise RunError(f"{self.id} does not tell whose voices it has heard ({SPEAKERS_FILE}): make it again")
+        own = self.recipe.data
+        if own.corpus not in set(corpora):
+            return ()
+        split = split_of(read_corpus(own.corpus, data, own.options), own)
+        return (Acquaintance(own.corpus, tuple(split.train.speakers), tuple(split.dev.speakers)),)
 
     @property
     def meta(self) -> MetaClassifier | None:
@@ -64,6 +88,18 @@ class Source:
     def guesses(self, examples: Rows) -> Guesses:
         """Class index of every clip, `int64 [N]`."""
         return np.asarray(self.posterior(examples).argmax(axis=1), np.int64)
+
+    def chosen_guesses(self, examples: Rows) -> Guesses:
+        """As `guesses`, by a soft vote of the members that were asked for."""
+        return soft_vote_guesses(self.members, self.recipe.encoder_specs(), examples, self.classes)
+
+
+def soft_vote_guesses(
+    members: Sequence[Member], encoders: Mapping[str, EncoderSpec], examples: Rows, classes: tuple[str, ...]
+) -> Guesses:
+    """Class of the highest mean probability over the members, `int64 [N]`."""
+    posteriors = [predict(member, encoders, examples, class_bias(classes))[0] for member in members]
+    return np.asarray(np.mean(posteriors, axis=0).argmax(axis=1), np.int64)
 
 
 def read_source(run: Path, names: Sequence[str] = (), recipe_file: Path | None = None) -> Source:
@@ -95,6 +131,7 @@ def read_source(run: Path, names: Sequence[str] = (), recipe_file: Path | None =
         recipe=recipe if len(chosen) == len(known) else recipe.model_copy(update={"members": chosen, "fallbacks": ()}),
         checkpoint=checkpoint,
         members=tuple(networks[member.name] for member in chosen),
+        known=read_speakers(run),
     )
 
 

@@ -81,22 +81,23 @@ class Start:
 
 
 class Anchor(nn.Module):
-    """L2-SP: half the squared distance from the weights that the stage begins with, times a strength.
+    """L2-SP: half the squared distance from the source's weights, in every stage, times a strength.
 
     Source: Li, Grandvalet & Davoine (2018), "Explicit Inductive Bias for Transfer Learning with Convolutional Networks",
     arXiv:1802.01483.
 
     Args:
-        member: its weights as they are now are the anchor.
+        member: which of its weights are trained.
+        weights: of the source, by name: the anchor.
         strength: alpha of the paper, above 0.
     """
 
-    def __init__(self, member: Member, strength: float) -> None:
+    def __init__(self, member: Member, weights: Mapping[str, Tensor], strength: float) -> None:
         super().__init__()
         self.strength = strength
         self._names = [name for name, parameter in member.named_parameters() if parameter.requires_grad]
         for number, name in enumerate(self._names):
-            self.register_buffer(f"held{number}", member.get_parameter(name).detach().clone())
+            self.register_buffer(f"held{number}", weights[name].detach().clone())
 
     def forward(self, member: Member, x: Tensor, represent: Callable[[Rows], Tensor]) -> Tensor:
         """The penalty of the member's weights."""

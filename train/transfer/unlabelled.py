@@ -17,7 +17,7 @@ from train.dataset import HalfFrames
 from train.errors import CorpusError
 from train.extraction import extraction_of
 from train.features import Progress
-from train.manifest import Clip
+from train.manifest import Clip, Manifest
 from train.prepare import split_of
 
 
@@ -70,8 +70,53 @@ def unlabelled(clips: Sequence[Clip], features: Mapping[str, Mapping[str, HalfFr
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Which clips of a target are heard without labels, and which test.
+
+    Attributes:
+        clips: of nobody who tests, labelled or not, whatever their class.
+        tested: ids of the labelled clips that test; none where too few speakers are labelled to hold any out.
+    """
+
+    clips: tuple[Clip, ...]
+    tested: frozenset[str]
+
+
+def heard_of(recipe: Recipe, data: Path) -> Heard:
+    """Divides a target's audio; whoever trains on its labels tests with the same clips.
+
+    Args:
+        recipe: names the corpus and how its speakers are divided.
+        data: folder with a sub-folder per corpus.
+
+    Raises:
+        CorpusError: if the corpus is missing, or has no clip beside those that test.
+    """
+    config = recipe.data
+    whole = read_corpus(config.corpus, data, config.options, unlabelled=True)
+    labelled = Manifest(tuple(clip for clip in whole.clips if clip.label is not None or any(clip.votes)))
+    if config.split in ("published", "session"):  # the corpus names what tests
+        split = split_of(whole, config)
+        clips, test = (*split.train.clips, *split.dev.clips), split.test
+    elif labelled.clips:
+        test = split_of(labelled, config).test
+        recordings = {clip.session for clip in test.clips if clip.session}
+        speakers = set(test.speakers)
+        clips = tuple(
+            clip
+            for clip in whole.clips
+            if clip.speaker not in speakers and (clip.speaker_known or clip.session not in recordings)
+        )
+    else:
+        clips, test = whole.clips, Manifest(())
+    if not clips:
+        raise CorpusError(f"{config.corpus} has no clip beside its test speakers: nothing to adapt to")
+    return Heard(clips, frozenset(clip.id for clip in test.clips if clip.label is not None))
+
+
 def target_audio(recipe: Recipe, data: Path, cache: Path, progress: Progress) -> tuple[Unlabelled, frozenset[str]]:
-    """The clips of a corpus' training and development speakers, whatever their class, and the names of those that test.
+    """The audio of a corpus but for the speakers who test, labelled or not, and ids of the clips that test.
 
     Args:
         recipe: names the corpus, how its speakers are divided, and the encoders.
@@ -80,10 +125,7 @@ def target_audio(recipe: Recipe, data: Path, cache: Path, progress: Progress) ->
         progress: told what is done.
 
     Raises:
-        CorpusError: if the corpus is missing, or has no speaker beside those that test.
+        CorpusError: if the corpus is missing, or has no clip beside those that test.
     """
-    split = split_of(read_corpus(recipe.data.corpus, data, recipe.data.options), recipe.data)
-    clips = (*split.train.clips, *split.dev.clips)
-    if not clips:
-        raise CorpusError(f"{recipe.data.corpus} has no clip beside its test speakers: nothing to adapt to")
-    return unlabelled(clips, extraction_of(recipe, cache, progress).frames(clips)), frozenset(split.test.speakers)
+    found = heard_of(recipe, data)
+    return unlabelled(found.clips, extraction_of(recipe, cache, progress).frames(found.clips)), found.tested

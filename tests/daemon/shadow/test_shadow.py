@@ -223,7 +223,7 @@ async def test_it_ends_where_redis_says_nothing(models: Models) -> None:
 
     async with await asyncio.start_server(silent, "127.0.0.1", 0) as listening:
         url = f"redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}/0"
-        for ticks in range(16):
+        for ticks in range(3, 10):
             async with asyncio.timeout(20), shadowing(models, url) as (shadow, metrics, _):
                 shadow.observe(said(0))
                 while not samples(metrics.page())["scored_total"]:  # noqa: ASYNC110  # to the very tick

@@ -9,11 +9,10 @@ from model.labels import CLASSES
 from train.metrics import unweighted_average_recall
 from train.reference import ACTED, Guesses, Reference
 from train.transfer.budgets import Budget
-from train.transfer.fewshot import Spent, closed, compare_budgets
-from train.transfer.fewshot_report import FINETUNED, SCRATCH, markdown, page
+from train.transfer.fewshot import Levels, Spent, closed, compare_budgets
+from train.transfer.fewshot_report import BEGUN, FINETUNED, SCRATCH, markdown, page
 from train.transfer.source import UNTOUCHED
 
-SHARES = (0.1, 1.0)
 CLIPS = 240
 
 
@@ -37,14 +36,14 @@ def guesses(right: float, seed: int) -> Guesses:
     return np.where(order < right, np.arange(CLIPS) % 3, (np.arange(CLIPS) + 1) % 3).astype(np.int64)
 
 
-def results(full: float = 0.9) -> dict[str, Any]:
-    rates = {0.1: (0.75, 0.4), 1.0: (full, 0.8)}
+def results(full: float = 0.9, last: float = 1.0) -> dict[str, Any]:
+    rates = {0.1: (0.75, 0.4), last: (full, 0.8)}
     spent = [
         Spent(Budget(share, draw), 50, 10, 2, {FINETUNED: guesses(tuned, draw), SCRATCH: guesses(fresh, draw)})
         for draw in range(2)
         for share, (tuned, fresh) in rates.items()
     ]
-    return compare_budgets(reference(), guesses(0.6, 0), spent, SHARES)
+    return compare_budgets(reference(), Levels(guesses(0.5, 0), guesses(0.6, 0)), spent, (0.1, last))
 
 
 def uar(found: Guesses) -> float:
@@ -58,9 +57,12 @@ def test_figures_are_means_over_draws_and_the_gap_is_between_them() -> None:
     tuned = [uar(guesses(0.75, draw)) for draw in range(2)]
     assert few["systems"][FINETUNED]["by_draw"] == pytest.approx(tuned)
     assert few["systems"][FINETUNED]["uar"]["value"] == pytest.approx(np.mean(tuned))
-    assert found[UNTOUCHED]["uar"]["value"] == pytest.approx(uar(guesses(0.6, 0)))
+    assert found[UNTOUCHED]["uar"]["value"] == pytest.approx(uar(guesses(0.5, 0)))
+    assert found[BEGUN]["uar"]["value"] == pytest.approx(uar(guesses(0.6, 0)))
+    above = uar(guesses(0.6, 0)) - uar(guesses(0.5, 0))
+    assert found[BEGUN]["gain_over_untouched"]["value"] == pytest.approx(above)
     gain = np.mean(tuned) - uar(guesses(0.6, 0))
-    assert few["systems"][FINETUNED]["gain_over_untouched"]["value"] == pytest.approx(gain)
+    assert few["systems"][FINETUNED]["gain_over_begun"]["value"] == pytest.approx(gain)
     assert few["finetuned_over_scratch"]["low"] > 0
     for system, rate in ((FINETUNED, 0.9), (SCRATCH, 0.8)):
         full = np.mean([uar(guesses(rate, draw)) for draw in range(2)])
@@ -75,6 +77,20 @@ def test_where_full_training_is_no_better_there_is_no_gap() -> None:
     assert np.isnan(closed(0.6, 0.7, 0.5))
     assert closed(0.5, 0.6, 0.7) == pytest.approx(0.5)
     assert results(full=0.3)["budgets"][0]["gap_closed"][FINETUNED] is None
+
+
+def test_a_gap_that_may_be_none_is_not_divided_by() -> None:
+    """Full training is better here, but not by an interval above 0: resamples without a gap would only be dropped."""
+    found = results(full=0.62)["budgets"]
+    gain = found[-1]["systems"][FINETUNED]["gain_over_begun"]
+    assert gain["value"] > 0 > gain["low"]
+    assert [row["gap_closed"][FINETUNED] for row in found] == [None, None]
+    assert found[0]["gap_closed"][SCRATCH] is not None
+
+
+def test_without_full_training_there_is_no_gap() -> None:
+    for row in results(last=0.5)["budgets"]:
+        assert row["gap_closed"] == {FINETUNED: None, SCRATCH: None}
 
 
 def test_the_table_and_the_page_say_the_same() -> None:
@@ -96,6 +112,7 @@ def test_the_table_and_the_page_say_the_same() -> None:
     for text in (markdown(found), page(found)):
         assert shown in text
         assert "50 + 10 of 2 speakers" in text
+        assert f"{found[BEGUN]['uar']['value']:.3f}" in text
     assert f"10% {shown}" in page(found), "the plot in words"
     assert "<mine>" not in page(found)
     assert "no gap" in markdown(about | results(full=0.3))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from model.labels import CLASSES
 from model.network.deepser import FrameStack
 from model.network.member import Member
 from tests.train.synthetic import ENCODERS, TRAINED, make_examples, make_member, make_recipe, make_training_set
@@ -45,7 +46,7 @@ def source() -> Member:
 
 
 def start_of(member: Member, heads_only: bool = False, strength: float = 0.0) -> Start:
-    anchor = (lambda found, seed, steps: Anchor(found, strength)) if strength else None
+    anchor = (lambda found, seed, steps: Anchor(found, member.state_dict(), strength)) if strength else None
     return Start({"member": member.state_dict()}, heads_only, anchor)
 
 
@@ -101,7 +102,7 @@ def test_linear_probing_moves_the_heads_alone(tmp_path: Path) -> None:
 
 def test_the_anchor_is_half_the_squared_distance_from_the_start() -> None:
     member = source()
-    anchor = Anchor(member, strength=0.3)
+    anchor = Anchor(member, member.state_dict(), strength=0.3)
     x = torch.zeros(2, 8)
     assert float(anchor(member, x, lambda rows: x).detach()) == 0.0
     assert list(anchor.parameters()) == []
@@ -127,3 +128,43 @@ def test_a_strong_anchor_holds_the_weights(tmp_path: Path) -> None:
         for name, strength in (("free", 0.0), ("held", 30.0))
     )
     assert distance(held, own) < 0.5 * distance(free, own)
+
+
+def test_the_second_stage_is_held_to_the_source_too(tmp_path: Path) -> None:
+    """Not to where the first one has ended: with a free first stage, a strong anchor brings the weights back."""
+    own = source()
+    made = recipe(epochs=6, weight_decay=0.0)
+    second = made.stage2.model_copy(update={"epochs": 6, "learning_rate": 1e-2, "weight_decay": 0.0})
+    both, first = made.model_copy(update={"stage2": second}), trained(tmp_path / "free", own, start_of(own), epochs=6)
+    stages: list[float] = []
+
+    def held_in_the_second(member: Member, seed: int, steps: int) -> Anchor:
+        stages.append(distance(member, own))
+        return Anchor(member, own.state_dict(), 0.0 if len(stages) == 1 else 30.0)
+
+    data = begun(own, Start({"member": own.state_dict()}, auxiliary=held_in_the_second))
+    data = replace(data, selects=False)
+    found = train_member(Job(both.member_specs()[0], ALL_SPEAKERS), both, data, tmp_path / "held")
+    assert stages[0] == 0.0
+    assert stages[1] > 0.1 * distance(first, own), "the first stage has moved them"
+    assert distance(found, own) < 0.5 * stages[1]
+
+
+def test_a_class_that_does_not_occur_is_not_unlearned(tmp_path: Path) -> None:
+    """Its logit has no gradient at all, and inputs that had the class keep it; a loss that compares it would push it down."""
+    own = trained(tmp_path / "taught", source(), start_of(source()), epochs=40)
+    rare = TRAINED[-1]
+    without = make_examples([None if label == rare else label for label in LABELS])
+    without = without.subset(np.flatnonzero(without.targets[:, CLASSES.index(rare)] == 0))
+    data = replace(make_training_set(without), start=start_of(own), content="without", trained_classes=TRAINED)
+    data = replace(data, selects=False)
+    made = recipe(epochs=6, weight_decay=0.0, mixup=0.0)
+    found = train_member(Job(made.member_specs()[0], ALL_SPEAKERS), made, data, tmp_path / "tuned")
+    row = CLASSES.index(rare)
+    for name in ("classifier.weight", "classifier.bias"):
+        torch.testing.assert_close(found.get_parameter(name)[row], own.get_parameter(name)[row], atol=0, rtol=0)
+    assert not torch.equal(found.get_parameter("classifier.weight"), own.get_parameter("classifier.weight"))
+    had = make_examples([rare] * 12)
+    before, after = (predict(member, ENCODERS, had, class_bias(TRAINED))[0][:, row].mean() for member in (own, found))
+    assert before > 0.5
+    assert after > 0.8 * before

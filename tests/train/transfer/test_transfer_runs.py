@@ -22,21 +22,25 @@ from tests.fakes import voice
 from tests.model.tiny import write_tiny_text_encoder
 from tests.train.synthetic import write_wav
 from tests.train.test_run import tiny_recipe, write_corpora
+from train.acquaintance import SPEAKERS_FILE
+from train.calibration import fit_prior_ratio
 from train.cli import app
 from train.config import Recipe
+from train.corpora import read_corpus
 from train.dataset import Examples, tensors
-from train.errors import RecipeError, RunError
+from train.errors import LeakageError, RecipeError, RunError
+from train.manifest import Clip
 from train.prepare import prepare
 from train.run import RECIPE_FILE, train_ensemble
 from train.transfer.adapt import adapt, adapted, hear
 from train.transfer.fewshot_report import FINETUNED, SCRATCH
 from train.transfer.finetune import begin, finetune
-from train.transfer.source import UNTOUCHED, Source, read_source
+from train.transfer.source import CHOSEN, UNTOUCHED, Source, read_source
 from train.transfer.target import Target, load_target
-from train.transfer.unlabelled import Unlabelled
+from train.transfer.unlabelled import Unlabelled, heard_of
 
 SPEAKERS = range(8)
-LABELS = ("angry", "sad", "neutral", "surprise")  # the source has no surprise
+LABELS = ("angry", "sad", "neutral", "disgust", "surprise")  # the source has no surprise
 TARGET = """
 name = "mine"
 [data]
@@ -90,17 +94,18 @@ def silent(what: str, done: int, total: int) -> None:
     pass
 
 
-def write_target(root: Path, labels: dict[tuple[int, str, int], str] | None = None) -> None:
-    """Recordings of every speaker and class; `labels` exchanges what the table says of some."""
+def write_target(root: Path, labels: dict[tuple[int, str, int], str] | None = None, heard: bool = True) -> None:
+    """Recordings of every speaker and class; `labels` exchanges what the table says of some; else it says nothing."""
     root.mkdir(parents=True, exist_ok=True)
     with (root / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["audio", "speaker", "label"])
+        table.writerow(["audio", "speaker", *(["label"] if heard else [])])
         for speaker, (index, label), take in product(SPEAKERS, enumerate(LABELS), range(2)):
             name = f"{speaker}-{index}-{take}.wav"
             if not (root / name).exists():
                 write_wav(root / name, voice(0.4 + 0.05 * take, 100.0 + 7.0 * speaker + 50.0 * index))
-            table.writerow([name, f"s{speaker}", (labels or {}).get((speaker, label, take), label)])
+            told = [(labels or {}).get((speaker, label, take), label)] if heard else []
+            table.writerow([name, f"s{speaker}", *told])
 
 
 @pytest.fixture(scope="module")
@@ -179,10 +184,10 @@ def test_fine_tuning_learns_the_shared_classes_of_unseen_speakers(world: World, 
     assert UNTOUCHED in evaluation["systems"]
     assert UNTOUCHED in evaluation["uar_gain_of_soup"]
     assert evaluation["speakers"] == 2
-    assert evaluation["clips"] == 2 * 3 * 2
+    assert evaluation["clips"] == 2 * 4 * 2
     assert results["dropped"]["table"] == {"class that the source was not trained on": 8 * 2}
     checkpoint, source = load_checkpoint(tuned / "checkpoint"), load_checkpoint(world.run / "checkpoint")
-    assert checkpoint.spec.trained_classes == source.spec.trained_classes, "disgust is not unlearned"
+    assert checkpoint.spec.trained_classes == source.spec.trained_classes
     for member, before in zip(checkpoint.members, source.members, strict=True):
         weights = before.state_dict()
         assert any(not torch.equal(values, weights[name]) for name, values in member.state_dict().items())
@@ -205,14 +210,14 @@ def test_a_finished_transfer_is_not_done_again(world: World, tuned: Path) -> Non
 
 def test_its_lineage_goes_from_the_run_into_the_bundle_and_the_card(world: World, tuned: Path, tmp_path: Path) -> None:
     """And what it has become is what a runtime serves."""
-    first = Lineage(checkpoint_id(world.run / "checkpoint"), "medusa-train finetune", "table", 4 * 3 * 2, 4)
+    first = Lineage(checkpoint_id(world.run / "checkpoint"), "medusa-train finetune", "table", 4 * 4 * 2, 4)
     assert load_checkpoint(tuned / "checkpoint").lineage == (first,)
     write_bundle(tuned / "checkpoint", tmp_path / "bundle")
     bundle = read_bundle(tmp_path / "bundle")
     assert bundle.manifest.lineage == (first,)
     assert max(bundle.manifest.parity[name] for name in bundle.manifest.parity if name.startswith("ensemble")) < 1e-4
     assert str(first) in (tmp_path / "bundle" / "MODEL_CARD.md").read_text(encoding="utf-8")
-    assert "on 24 clips of 4 speakers of table." in str(first)
+    assert "on 32 clips of 4 speakers of table." in str(first)
     begun = begin(world.source(), world.target(), world.data, world.cache, silent)
     test = begun.test["table"]
     frames = [{name: rows[n].astype(np.float32) for name, rows in test.frames.items()} for n in range(len(test))]
@@ -243,11 +248,11 @@ def test_adapting_never_reads_a_label_of_the_target(world: World, tmp_path: Path
     shutil.copytree(world.data, other)
     testing = {clip.rsplit("-s", 1)[1] for clip in _test_speakers(world, target)}
     wrong = {
-        (speaker, label, take): LABELS[(LABELS.index(label) + 1) % 4]
+        (speaker, label, take): LABELS[(LABELS.index(label) + 1) % 5]
         for speaker, label, take in product(SPEAKERS, LABELS, range(2))
         if str(speaker) not in testing
     }
-    assert len(wrong) == 6 * 4 * 2
+    assert len(wrong) == 6 * 5 * 2
     write_target(other / "mine", wrong)
     found, wronged = (
         adapted(source, target, method, hear(source, target, data, world.cache, silent), tmp_path / name, silent)
@@ -275,20 +280,23 @@ def test_an_adapted_run_tells_what_it_learned_from(world: World, tmp_path: Path)
     first = Lineage("before-0123456789ab", "medusa-train finetune", "elsewhere", 3, 2)
     source = world.source()
     source = replace(source, checkpoint=replace(source.checkpoint, lineage=(first,)))
+    assert source.known is not None
     adapt(source, world.target(folder=tmp_path), "normalise", world.data, world.cache, tmp_path / "out", silent)
     before, step = load_checkpoint(tmp_path / "out" / "checkpoint").lineage
     assert before == first
-    assert (step.command, step.labelled, step.clips) == ("medusa-train adapt --method normalise", False, 6 * 4 * 2)
+    base, audio = read_source(tmp_path / "out").acquaintances((), world.data)
+    assert (base, audio.corpus, len(audio.learned), audio.selecting) == (source.known[0], "table", 6, ())
+    assert (step.command, step.labelled, step.clips) == ("medusa-train adapt --method normalise", False, 6 * 5 * 2)
     assert str(step).endswith("of 6 speakers of table, without their labels.")
     results = json.loads((tmp_path / "out" / "report.json").read_text())
     assert set(results["evaluations"]) == {"cremad (unseen speakers)", "table (unseen speakers)"}
     assert all(UNTOUCHED in evaluation["systems"] for evaluation in results["evaluations"].values())
-    assert results["dropped"]["table"] == {"class that was not trained": 4, "speaker that is not tested on": 6 * 4 * 2}
+    assert results["dropped"]["table"] == {"class that was not trained": 4, "clip that is not tested on": 6 * 5 * 2}
     assert results["lineage"][1]["source"] == world.source().id
 
 
-def _test_speakers(world: World, target: Target) -> set[str]:
-    return set(prepare(target.recipe, world.data, world.cache, silent).test["table"].speakers)
+def _test_speakers(world: World, target: Target, data: Path | None = None) -> set[str]:
+    return set(prepare(target.recipe, data or world.data, world.cache, silent).test["table"].speakers)
 
 
 def test_examples_are_no_unlabelled_audio() -> None:
@@ -316,6 +324,9 @@ def test_mistakes_of_a_target_file_are_told_at_once(world: World, tmp_path: Path
     (tmp_path / "foreign.toml").write_text(foreign, encoding="utf-8")
     with pytest.raises(RecipeError, match="has the sections member_defaults: those of the source are used"):
         load_target(tmp_path / "foreign.toml", world.source().recipe)
+    (tmp_path / "foreign.toml").write_text(TARGET + "[adaptation]\nstrength = 3.0\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="has the sections adaptation: those of the source are used"):
+        load_target(tmp_path / "foreign.toml", world.source().recipe)
     with pytest.raises(RecipeError, match=r"licence.*Field required"):
         load_target(tmp_path / "bad.toml", world.source().recipe)
 
@@ -332,8 +343,8 @@ def test_the_commands_write_a_curve_and_runs(world: World, tmp_path: Path) -> No
     results = json.loads((tmp_path / "few" / "fewshot.json").read_text())
     assert [row["share"] for row in results["budgets"]] == [0.34, 1.0]
     assert [row["speakers"] for row in results["budgets"]] == [[2, 2], [6, 6]]
-    assert [row["validating"] for row in results["budgets"]] == [[0, 0], [6, 6]], "of two speakers none validates"
-    assert [row["clips"] for row in results["budgets"]] == [[12, 12], [30, 30]]
+    assert [row["validating"] for row in results["budgets"]] == [[0, 0], [8, 8]], "of two speakers none validates"
+    assert [row["clips"] for row in results["budgets"]] == [[16, 16], [40, 40]]
     for row in results["budgets"]:
         for system in (FINETUNED, SCRATCH):
             assert 0 <= row["systems"][system]["uar"]["low"] <= row["systems"][system]["uar"]["high"] <= 1
@@ -349,3 +360,115 @@ def test_the_commands_write_a_curve_and_runs(world: World, tmp_path: Path) -> No
     assert (refused.exit_code, "a method is one of" in refused.stderr) == (2, True)
     for option, value in (("--budgets", "1,0.1"), ("--budgets", "some"), ("--unit", "words")):
         assert invoke("fewshot", "--out", tmp_path / "x", option, value).exit_code == 2
+
+
+def with_data(target: Target, **changed: object) -> Target:
+    """The target with other settings of its data."""
+    data = target.recipe.data.model_copy(update=changed)
+    return Target(target.recipe.model_copy(update={"data": data}), target.transfer)
+
+
+def only_voice(world: World, target: Target) -> tuple[Source, Target]:
+    source = world.source("voice")
+    return source, Target(target.recipe.model_copy(update={"members": source.recipe.members}), target.transfer)
+
+
+def test_audio_that_nobody_has_labelled_is_adapted_to(world: World, tmp_path: Path) -> None:
+    """A table without a label column: all of it is heard, and the source's test sets are what there is to evaluate on."""
+    data = Path(shutil.copytree(world.data, tmp_path / "data"))
+    write_target(data / "mine", heard=False)
+    source, target = only_voice(world, world.target(folder=tmp_path))
+    adapt(source, target, "normalise", data, world.cache, tmp_path / "out", silent)
+    (step,) = load_checkpoint(tmp_path / "out" / "checkpoint").lineage
+    assert (step.clips, step.speakers, step.labelled) == (8 * 5 * 2, 8, False)
+    results = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert set(results["evaluations"]) == {"cremad (unseen speakers)"}
+    (evaluation,) = results["evaluations"].values()
+    assert {UNTOUCHED, CHOSEN} <= set(evaluation["systems"]), "one of two members: they alone are compared with too"
+
+
+def test_unlabelled_rows_are_heard_beside_labelled_ones(world: World, tmp_path: Path) -> None:
+    """Who tests is decided among the labelled speakers, as for those who train on the labels."""
+    data = Path(shutil.copytree(world.data, tmp_path / "data"))
+    target = world.target(folder=tmp_path)
+    write_target(data / "mine", {(s, label, take): "" for s in (0, 1) for label in LABELS for take in range(2)})
+    found = heard_of(target.recipe, data)
+    tested = {clip.id for clip in prepare_test(target, data, world.cache)}
+    assert tested <= found.tested
+    silent_ones = {clip.id for clip in found.clips if clip.label is None}
+    assert len(silent_ones) == 2 * 5 * 2
+    assert not {clip.id for clip in found.clips} & found.tested
+    assert not {clip.speaker for clip in found.clips} & set(_test_speakers(world, target, data))
+
+
+def prepare_test(target: Target, data: Path, cache: Path) -> list[Clip]:
+    names = set(prepare(target.recipe, data, cache, silent).test["table"].ids)
+    return [clip for clip in read_corpus("table", data, target.recipe.data.options).clips if clip.id in names]
+
+
+def test_a_class_that_the_target_lacks_is_kept(world: World, tmp_path: Path) -> None:
+    """By the source's meta-classifier, because one trained here would give it nothing; the card says so."""
+    data = Path(shutil.copytree(world.data, tmp_path / "data"))
+    write_target(data / "mine", {(s, "disgust", take): "surprise" for s in SPEAKERS for take in range(2)})
+    finetune(world.source(), world.target(folder=tmp_path), data, world.cache, tmp_path / "out", silent)
+    ours, theirs = load_checkpoint(tmp_path / "out" / "checkpoint"), load_checkpoint(world.run / "checkpoint")
+    assert ours.spec.trained_classes == theirs.spec.trained_classes
+    assert torch.equal(ours.meta.linear.weight, theirs.meta.linear.weight)
+    card = (tmp_path / "out" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "The meta-classifier is the source's: the target has no clip of disgust, which one trained on it" in card
+
+
+def test_nobody_who_made_the_source_is_tested_on(world: World, tuned: Path, tmp_path: Path) -> None:
+    """Neither by another division of the same corpus, nor as another test set, nor through a run in between."""
+    known = world.source().known
+    assert known is not None
+    (base,) = known
+    target = world.target(folder=tmp_path)
+    again = with_data(target, corpus="cremad", options=world.source().recipe.data.options, split_seed=5)
+    with pytest.raises(LeakageError, match="speakers of cremad would be tested on, and have trained or selected"):
+        finetune(world.source(), again, world.data, world.cache, tmp_path / "out", silent)
+    beside = begin(world.source(), with_data(target, evaluate=("cremad",)), world.data, world.cache, silent)
+    assert beside.test["cremad"].speakers
+    assert not {*base.learned, *base.selecting} & set(beside.test["cremad"].speakers)
+    with pytest.raises(LeakageError, match="speakers of cremad would be tested on"):
+        adapt(read_source(tuned), again, "prior", world.data, world.cache, tmp_path / "out", silent)
+    old = Path(shutil.copytree(world.run, tmp_path / "old"))
+    (old / SPEAKERS_FILE).unlink()
+    assert read_source(old).known is None
+    assert read_source(old).acquaintances(("cremad",), world.data) == known, "divided again, as its recipe says"
+
+
+def test_what_was_fine_tuned_can_be_adapted(world: World, tuned: Path, tmp_path: Path) -> None:
+    """Its corpus has a class that it was never taught; the ratio of a prior is that of what is expected now."""
+    source = read_source(tuned)
+    cremad = with_data(
+        world.target(folder=tmp_path),
+        corpus="cremad",
+        options=world.source().recipe.data.options,
+        split_seed=0,
+        dev_fraction=world.source().recipe.data.dev_fraction,
+        test_fraction=world.source().recipe.data.test_fraction,
+    )
+    heard = hear(source, cremad, world.data, world.cache, silent)
+    found = adapted(source, cremad, "prior", heard, tmp_path / "members", silent)
+    moved = found.ensemble.soup.linear.bias - source.checkpoint.meta.linear.bias
+    assert heard.prepared.training.trained_classes == source.classes
+    assert torch.any(moved[:8] != 0)
+    shift = np.exp(moved[:8].detach().numpy() / found.ensemble.temperature)
+    posterior = source.posterior(heard.prepared.training.dev)
+    plain = fit_prior_ratio(posterior, heard.prepared.training.dev.targets)
+    known = [CLASSES.index(name) for name in source.classes]
+    np.testing.assert_allclose((found.ensemble.prior_ratio * shift)[known], plain[known], rtol=0.02)
+
+
+def test_a_published_split_with_overlap_tests_none_of_the_clips_that_were_heard(world: World, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(world.data, tmp_path / "data"))
+    rows = (data / "mine" / "labels.csv").read_text(encoding="utf-8").splitlines()
+    parts = ["split"] + [("test" if n % 2 else "dev" if n % 4 else "train") for n in range(len(rows) - 1)]
+    (data / "mine" / "labels.csv").write_text("\n".join(f"{a},{b}" for a, b in zip(rows, parts, strict=True)))
+    source, target = only_voice(world, with_data(world.target(folder=tmp_path), split="published", allow_overlap=True))
+    heard = hear(source, target, data, world.cache, silent)
+    assert set(heard.audio.speakers) & set(heard.prepared.test["table"].speakers), "the corpus shares them"
+    assert not set(heard.audio.ids) & set(heard.prepared.test["table"].ids)
+    assert len(heard.audio) == 40
+    assert heard.prepared.dropped["table"]["clip that is not tested on"] == 40
