@@ -31,7 +31,7 @@ from train.transfer.normalise import normalised, reference_of
 from train.transfer.source import CHOSEN, UNTOUCHED, Source
 from train.transfer.start import Anchor, Start
 from train.transfer.target import Target, TransferConfig, shared_classes
-from train.transfer.unlabelled import heard_of, target_audio
+from train.transfer.unlabelled import divided, target_audio
 
 COMMAND: Final = "medusa-train finetune"
 
@@ -172,7 +172,7 @@ def _view(source: Source, recipe: Recipe, data: Path, adaptation: Adaptation | N
 
 def heard_without_labels(recipe: Recipe, data: Path) -> Acquaintance:
     """The speakers whose audio a target's statistics are measured on."""
-    return Acquaintance(recipe.data.corpus, tuple(sorted({clip.speaker for clip in heard_of(recipe, data).clips})))
+    return Acquaintance(recipe.data.corpus, tuple(sorted({clip.speaker for clip in divided(recipe, data).clips})))
 
 
 def why_not_refit(source: Source, target: Target, prepared: Prepared) -> str:

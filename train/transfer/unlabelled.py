@@ -71,7 +71,7 @@ def unlabelled(clips: Sequence[Clip], features: Mapping[str, Mapping[str, HalfFr
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class Divided:
     """Which clips of a target are heard without labels, and which test.
 
     Attributes:
@@ -83,7 +83,7 @@ class Heard:
     tested: frozenset[str]
 
 
-def heard_of(recipe: Recipe, data: Path) -> Heard:
+def divided(recipe: Recipe, data: Path) -> Divided:
     """Divides a target's audio; whoever trains on its labels tests with the same clips.
 
     Args:
@@ -112,7 +112,7 @@ def heard_of(recipe: Recipe, data: Path) -> Heard:
         clips, test = whole.clips, Manifest(())
     if not clips:
         raise CorpusError(f"{config.corpus} has no clip beside its test speakers: nothing to adapt to")
-    return Heard(clips, frozenset(clip.id for clip in test.clips if clip.label is not None))
+    return Divided(clips, frozenset(clip.id for clip in test.clips if clip.label is not None))
 
 
 def target_audio(recipe: Recipe, data: Path, cache: Path, progress: Progress) -> tuple[Unlabelled, frozenset[str]]:
@@ -127,5 +127,5 @@ def target_audio(recipe: Recipe, data: Path, cache: Path, progress: Progress) ->
     Raises:
         CorpusError: if the corpus is missing, or has no clip beside those that test.
     """
-    found = heard_of(recipe, data)
+    found = divided(recipe, data)
     return unlabelled(found.clips, extraction_of(recipe, cache, progress).frames(found.clips)), found.tested

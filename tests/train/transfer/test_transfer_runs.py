@@ -1,5 +1,6 @@
 """Whole transfers from a run on one made-up corpus to another: what is trained, told, exported and served."""
 
+import copy
 import csv
 import json
 import shutil
@@ -22,7 +23,7 @@ from tests.fakes import voice
 from tests.model.tiny import write_tiny_text_encoder
 from tests.train.synthetic import write_wav
 from tests.train.test_run import tiny_recipe, write_corpora
-from train.acquaintance import SPEAKERS_FILE
+from train.acquaintance import SPEAKERS_FILE, Acquaintance
 from train.calibration import fit_prior_ratio
 from train.cli import app
 from train.config import Recipe
@@ -30,14 +31,14 @@ from train.corpora import read_corpus
 from train.dataset import Examples, tensors
 from train.errors import LeakageError, RecipeError, RunError
 from train.manifest import Clip
-from train.prepare import prepare
+from train.prepare import View, prepare
 from train.run import RECIPE_FILE, train_ensemble
 from train.transfer.adapt import adapt, adapted, hear
 from train.transfer.fewshot_report import FINETUNED, SCRATCH
 from train.transfer.finetune import begin, finetune
 from train.transfer.source import CHOSEN, UNTOUCHED, Source, read_source
 from train.transfer.target import Target, load_target
-from train.transfer.unlabelled import Unlabelled, heard_of
+from train.transfer.unlabelled import Unlabelled, divided
 
 SPEAKERS = range(8)
 LABELS = ("angry", "sad", "neutral", "disgust", "surprise")  # the source has no surprise
@@ -392,7 +393,7 @@ def test_unlabelled_rows_are_heard_beside_labelled_ones(world: World, tmp_path: 
     data = Path(shutil.copytree(world.data, tmp_path / "data"))
     target = world.target(folder=tmp_path)
     write_target(data / "mine", {(s, label, take): "" for s in (0, 1) for label in LABELS for take in range(2)})
-    found = heard_of(target.recipe, data)
+    found = divided(target.recipe, data)
     tested = {clip.id for clip in prepare_test(target, data, world.cache)}
     assert tested <= found.tested
     silent_ones = {clip.id for clip in found.clips if clip.label is None}
@@ -430,6 +431,15 @@ def test_nobody_who_made_the_source_is_tested_on(world: World, tuned: Path, tmp_
     beside = begin(world.source(), with_data(target, evaluate=("cremad",)), world.data, world.cache, silent)
     assert beside.test["cremad"].speakers
     assert not {*base.learned, *base.selecting} & set(beside.test["cremad"].speakers)
+    everybody = Acquaintance("cremad", (*base.learned, *base.selecting, *beside.test["cremad"].speakers))
+    with pytest.raises(LeakageError, match="everybody in cremad has trained or selected"):
+        begin(
+            replace(world.source(), known=(everybody,)),
+            with_data(target, evaluate=("cremad",)),
+            world.data,
+            world.cache,
+            silent,
+        )
     with pytest.raises(LeakageError, match="speakers of cremad would be tested on"):
         adapt(read_source(tuned), again, "prior", world.data, world.cache, tmp_path / "out", silent)
     old = Path(shutil.copytree(world.run, tmp_path / "old"))
@@ -472,3 +482,29 @@ def test_a_published_split_with_overlap_tests_none_of_the_clips_that_were_heard(
     assert not set(heard.audio.ids) & set(heard.prepared.test["table"].ids)
     assert len(heard.audio) == 40
     assert heard.prepared.dropped["table"]["clip that is not tested on"] == 40
+
+
+def test_members_are_held_to_the_source_and_not_to_where_a_stage_begins(world: World, tmp_path: Path) -> None:
+    begun = begin(world.source(), world.target("anchor = 3.0\n", tmp_path), world.data, world.cache, silent)
+    start = begun.training.start
+    assert start is not None
+    assert start.auxiliary is not None
+    member = copy.deepcopy(world.source().members[0])
+    start.begin(member)
+    with torch.no_grad():
+        for values in member.parameters():
+            values.add_(1.0)  # as a first stage would have left them
+    penalty = start.auxiliary(member, 0, 1)(member, torch.zeros(2, 8), lambda rows: torch.zeros(2, 8))
+    assert float(penalty.detach()) == pytest.approx(1.5 * sum(v.numel() for v in member.parameters()), rel=1e-4)
+
+
+def test_members_that_heard_channels_otherwise_are_not_taken_for_these(world: World) -> None:
+    """Nothing else of what they were trained on tells the reference, so a run that continues would keep them."""
+    own = world.source().checkpoint.adaptation
+    assert own is not None
+    moved = replace(own, reference=own.reference + np.float32(1.0))
+    found = [
+        prepare(world.source().recipe, world.data, world.cache, silent, view=View(adaptation=heard)).training.content
+        for heard in (own, own, moved)
+    ]
+    assert found[0] == found[1] != found[2]
