@@ -13,7 +13,7 @@ import onnx
 import pytest
 from typer.testing import CliRunner, Result
 
-from daemon import cli
+from daemon import cli, commands
 from daemon.check import verdict
 from export.bundle import write_bundle
 from model.bundle import Manifest, read_bundle, write_manifest
@@ -59,8 +59,9 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MEDUSA_PORT", "0")
     monkeypatch.setenv("MEDUSA_MODELS__DEVICE", "cpu")
-    monkeypatch.setenv("COLUMNS", "300")
     monkeypatch.setenv("TERM", "dumb")
+    for console in (commands.console, commands.errors):  # made when imported, with the width that terminal had
+        monkeypatch.setattr(console, "_width", 300)
 
 
 def run(command: str, bundle: Path) -> Result:
