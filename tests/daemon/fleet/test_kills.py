@@ -32,8 +32,8 @@ Value = TypeVar("Value")
 UTTERANCES: Final = 2
 CHANNELS: Final = 2
 SETTINGS: Final = replace(QUICK, visibility_s=0.5, capacity=2, attempts=9)
-STEPS: Final = range(1, 31)
 AT_A_TIME: Final = 10
+"""Places tried beside each other: so few that none waits for the processor beyond the visibility timeout."""
 
 
 @dataclass(slots=True)
@@ -77,14 +77,12 @@ async def url() -> AsyncIterator[str]:
 
 
 async def beside(one: Callable[[int], Awaitable[Value]], places: range) -> list[Value]:
-    """Tries all places, a few at a time: so many that none waits for the processor beyond the visibility timeout."""
-    room = asyncio.Semaphore(AT_A_TIME)
+    async def of(at: int) -> Value:
+        return await one(at)
 
-    async def in_turn(at: int) -> Value:
-        async with room:
-            return await one(at)
-
-    return await asyncio.gather(*(in_turn(at) for at in places))
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(of(at)) for at in places]
+    return [task.result() for task in tasks]
 
 
 def call_of(bundle: str) -> CallInfo:
@@ -100,15 +98,18 @@ def works_of(bundle: str) -> list[Work]:
     ]
 
 
-async def check_all(url: str, bundle: str, works: list[Work]) -> None:
-    """Waits until a bundle's work is done, then looks at everything that it left."""
+async def check_all(url: str, bundle: str, works: list[Work], in_doubt: int = 0) -> int:
+    """Waits until a bundle's work is done, looks at everything that it left, and says how many utterances that were.
+
+    The last `in_doubt` of `works` may be missing: nobody lived to hear whether Redis took them.
+    """
     async with connected(url, bundle, SETTINGS) as (client, store):
         async with asyncio.timeout(30):
             while (status := await store.status()).waiting or status.held:  # noqa: ASYNC110  # Redis sets no event
                 await asyncio.sleep(0.05)
-        wanted = [work.event_id for work in works]
         entries = await published(url, f"medusa:call:call-{bundle}")
-        assert sorted(entry["event_id"] for entry in entries) == sorted(wanted), bundle
+        taken = min(len(works), max(len(works) - in_doubt, len(entries)))
+        assert sorted(entry["event_id"] for entry in entries) == sorted(work.event_id for work in works[:taken]), bundle
         for channel in range(CHANNELS):
             own = [entry for entry in entries if entry["channel"] == str(channel)]
             assert [int(entry["utterance"]) for entry in own] == list(range(len(own))), bundle
@@ -121,6 +122,7 @@ async def check_all(url: str, bundle: str, works: list[Work]) -> None:
                 assert not isinstance(result, Failure)
                 assert result.adaptation == scores.adaptation
         assert (await store.status()).dead == 0
+    return taken
 
 
 @pytest.mark.parametrize("goes_on", [False, True], ids=["killed", "stopped"])
@@ -143,17 +145,19 @@ async def test_a_worker_that_ends_anywhere(url: str, goes_on: bool) -> None:
         stopped = place.reached.is_set()
         if stopped and not goes_on:
             running.cancel()
-        async with workers_at(url, SETTINGS, bundle) as workers:
-            await workers.start("second")
-            if goes_on:
-                await asyncio.sleep(2 * SETTINGS.visibility_s)
-                place.go_on.set()
-            await check_all(url, bundle, works)
-        place.go_on.set()
-        for task in (running, done, reached):
-            task.cancel()
-        await asyncio.wait({running, done, reached})
-        await client.aclose()
+        try:
+            async with workers_at(url, SETTINGS, bundle) as workers:
+                await workers.start("second")
+                if goes_on:
+                    await asyncio.sleep(2 * SETTINGS.visibility_s)
+                    place.go_on.set()
+                await check_all(url, bundle, works)
+        finally:
+            place.go_on.set()
+            for task in (running, done, reached):
+                task.cancel()
+            await asyncio.wait({running, done, reached})
+            await client.aclose()
         return stopped
 
     async def done_here(worker: Worker) -> None:
@@ -161,17 +165,22 @@ async def test_a_worker_that_ends_anywhere(url: str, goes_on: bool) -> None:
             await asyncio.sleep(0.01)
 
     before = len(await published(url))
-    stopped = await beside(one, STEPS)
-    assert any(stopped[20:]), "else what comes late was not reached"
-    assert not all(stopped[20:]), "else there is more to reach"
+    places = 0
+    stopped = True
+    while stopped:  # on a busy machine there are more commands: some ask again
+        stopped = all(await beside(one, range(places + 1, places + 1 + AT_A_TIME)))
+        places += AT_A_TIME
+        assert places < 100, "else it never comes to its end"
+    assert places > 2 * AT_A_TIME, "else what comes late was not reached"
     everywhere = [entry["event_id"] for entry in await published(url)][before:]
-    assert len(everywhere) == len(set(everywhere)) == len(STEPS) * UTTERANCES * CHANNELS
+    assert len(everywhere) == len(set(everywhere)) == places * UTTERANCES * CHANNELS
 
 
 async def test_a_gateway_that_ends_anywhere(url: str) -> None:
     """What Redis has taken is published, and nothing of the rest: in the order of its channel, from its beginning."""
 
     async def one(at: int) -> int:
+        """How many utterances Redis took."""
         bundle = f"gateway-{at}"
         works, place = works_of(bundle), Place(at)
         client = stopping_client(url, place)
@@ -182,17 +191,18 @@ async def test_a_gateway_that_ends_anywhere(url: str) -> None:
         sent = asyncio.create_task(gateway.drain(20))
         reached = asyncio.create_task(place.reached.wait())
         await asyncio.wait({sent, reached}, return_when=asyncio.FIRST_COMPLETED)
-        taken = len(works) - gateway.unsent
-        async with workers_at(url, SETTINGS, bundle) as workers:
-            await workers.start("worker")
-            if taken:
-                await check_all(url, bundle, works[:taken])
-        place.go_on.set()
-        for task in (running, sent, reached):
-            task.cancel()
-        await asyncio.wait({running, sent, reached})
-        await client.aclose()
-        return taken
+        known = len(works) - gateway.unsent
+        in_doubt = min(1, gateway.unsent)  # on its way, where another connection's command was the one that stopped
+        try:
+            async with workers_at(url, SETTINGS, bundle) as workers:
+                await workers.start("worker")
+                return await check_all(url, bundle, works[: known + in_doubt], in_doubt)
+        finally:
+            place.go_on.set()
+            for task in (running, sent, reached):
+                task.cancel()
+            await asyncio.wait({running, sent, reached})
+            await client.aclose()
 
-    taken = await beside(one, range(1, 21))
-    assert {0, 1, len(works_of(""))} <= set(taken), "else not every command was reached"
+    taken = {*await beside(one, range(1, 11)), *await beside(one, range(11, 21))}
+    assert {0, len(works_of(""))} < taken, "else not every command was reached"
