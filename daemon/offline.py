@@ -53,6 +53,6 @@ def cut(audio: Samples, config: Config, roles: tuple[str, ...] = ROLES) -> list[
     analyzed = config.call_policy().analyzed(roles)
     detectors = [SpeechDetector() if role in analyzed else None for role in roles[: len(audio)]]
     session = Session(detectors, config.endpointing_rules())
-    outputs = session.feed(list(audio)) + session.close()
-    utterances = [output for output in outputs if isinstance(output, Utterance)]
+    session.push(list(audio))
+    utterances = [output for output in session.close() if isinstance(output, Utterance)]
     return sorted(utterances, key=lambda utterance: utterance.decided)

@@ -73,8 +73,10 @@ class Call:
         self._services = services
         self._notify = notify
         self._waiting: deque[Utterance] = deque()
-        self._abandoned: asyncio.Future[list[Output]] | None = None
-        """A `feed` whose caller was cancelled: its thread goes on, and the session is for one at a time."""
+        self._judging: asyncio.Future[list[Output]] | None = None
+        """The session at work in a thread, which goes on if its caller is cancelled; it is for one at a time."""
+        self._outputs: deque[Output] = deque()
+        """What the session gave and is not accepted yet."""
         self._ahead: dict[tuple[int, int], _ScoredAhead] = {}
         """By channel and index."""
         self._histories: dict[int, History] = {}
@@ -99,17 +101,11 @@ class Call:
 
     async def feed(self, channels: Sequence[Samples]) -> None:
         """Takes the next samples of every channel; waits while too many finals wait."""
-        loop = asyncio.get_running_loop()
-        feeding = loop.run_in_executor(self._services.compute, self._session.feed, channels)
-        try:
-            outputs = await asyncio.shield(feeding)
-        except asyncio.CancelledError:
-            self._abandoned = feeding
-            raise
+        await self._accept()
+        self._session.push(channels)
         self.totals = replace(self.totals, received_samples=self._session.received)
-        needed_from = self._session.needed_from
-        await self._accept(outputs)
-        self._needed_from = needed_from
+        if self._session.due:
+            await self._judge(self._session.judge)
 
     @property
     def settled(self) -> int:
@@ -120,22 +116,23 @@ class Call:
 
     async def finalize(self) -> None:
         """Ends open utterances at the client's request; the stream goes on."""
-        await self._accept(self._session.finish())
+        await self._accept()
+        await self._judge(self._session.finish)
 
     async def close(self) -> None:
         """Ends the stream: cuts what is open; `run` returns once it is scored."""
-        loop = asyncio.get_running_loop()
         try:
-            if self._abandoned is not None:
-                outputs = await self._abandoned
-                self.totals = replace(self.totals, received_samples=self._session.received)
-                await self._accept(outputs)
-            outputs = await loop.run_in_executor(self._services.compute, self._session.close)
-            await self._accept(outputs)
+            await self._accept()
+            await self._judge(self._session.close)
         finally:
             async with self._changed:  # else `run` would wait for ever for what cannot come
                 self._closed = True
                 self._changed.notify_all()
+
+    async def _judge(self, work: Callable[[], list[Output]]) -> None:
+        """Has the session do compute, and accepts what comes of it."""
+        self._judging = asyncio.get_running_loop().run_in_executor(self._services.compute, work)
+        await self._accept()
 
     async def run(self) -> None:
         """Scores and publishes until the stream is closed and everything accepted is done."""
@@ -157,21 +154,41 @@ class Call:
         """Publishes `call.ended` or `call.failed` with the totals."""
         self._publish_call("call.failed" if failed else "call.ended", reason)
 
-    async def _accept(self, outputs: Sequence[Output]) -> None:
+    async def _accept(self) -> None:
+        """Takes over what the session gave: all of it, or the rest of what a cancelled caller left."""
+        if self._judging is not None:
+            try:
+                outputs = await asyncio.shield(self._judging)
+            except Exception:
+                self._judging = None
+                raise
+            self._judging = None
+            self._take_charge(outputs)
+        while self._outputs:
+            await self._hand_on(self._outputs[0])
+            self._outputs.popleft()
+        self._needed_from = self._session.needed_from
+
+    def _take_charge(self, outputs: Sequence[Output]) -> None:
+        """From here on nothing of it is lost, whoever is cancelled."""
+        self._outputs.extend(outputs)
         for output in outputs:
-            if isinstance(output, SpeechStarted):
-                self._notify(wire.speech_started(output.channel, self.info.roles[output.channel], output.start))
-                continue
-            if isinstance(output, Ahead):
-                self._score_ahead(output.utterance)
-                continue
+            if isinstance(output, Utterance) and output.final:
+                self._services.scorer.accept(self.info, output)
+                self._finals.append(output.start)
+                self.totals = replace(self.totals, utterances=self.totals.utterances + 1)
+
+    async def _hand_on(self, output: Output) -> None:
+        """To the client, or to be scored as soon as there is room; cancelled, it has done nothing."""
+        if isinstance(output, SpeechStarted):
+            self._notify(wire.speech_started(output.channel, self.info.roles[output.channel], output.start))
+        elif isinstance(output, Ahead):
+            self._score_ahead(output.utterance)
+        else:
             async with self._changed:
                 if output.final:
-                    self._services.scorer.accept(self.info, output)
                     if self._interim is not None:
                         self._interim.cancel()
-                    self.totals = replace(self.totals, utterances=self.totals.utterances + 1)
-                    self._finals.append(output.start)
                     # Once scoring failed nothing makes room any more: waiting for it would hold the stream for ever.
                     await self._changed.wait_for(lambda: self._final_count() < _MAX_WAITING_FINALS or not self._scoring)
                 self._drop_interims_of(output.channel)

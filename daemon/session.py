@@ -3,7 +3,9 @@
     samples of a channel -> windows -> speech probabilities -> Segmenter -> SpeechStarted / Ahead / Utterance
 
 A transport feeds decoded 16 kHz audio; whoever drives the session runs the speech detector (that is compute, so it is
-handed in as a callable) and sends on what comes out.
+handed in as a callable) and sends on what comes out. Taking samples costs next to nothing (`push`); they are judged
+(`judge`) as soon as something could come of it, and not before (`due`): a window that cannot end, begin or show anything
+yet waits for those that can, and several windows share a run of the detector. What comes out, and when, is the same.
 """
 
 from collections.abc import Callable, Sequence
@@ -82,6 +84,9 @@ class ChannelStream:
         self._ahead_windows = -(-previews.ahead // VAD_WINDOW)
         self._buffer = np.zeros(0, np.float32)
         self._buffer_start = 0
+        self._pushed: list[Samples] = []
+        """What came behind the buffer."""
+        self._received = 0
         self._stepped = 0
         self._index = 0
         self._interims = 0
@@ -90,32 +95,58 @@ class ChannelStream:
     @property
     def received(self) -> int:
         """Samples received so far."""
-        return self._buffer_start + len(self._buffer)
+        return self._received
 
     @property
     def needed_from(self) -> int:
         """The first sample that a later output can still refer to."""
         return min(self._segmenter.needed_from, self._stepped)
 
-    def feed(self, samples: Samples) -> list[Output]:
-        """Takes the next samples, `float32 [T]`, and gives what they complete."""
-        self._buffer = np.concatenate([self._buffer, samples])
-        ready = (self.received - self._stepped) // VAD_WINDOW
-        outputs = self._step(ready) if ready else []
+    @property
+    def due(self) -> bool:
+        """Whether something can come of what was pushed."""
+        return self._ready >= self._soonest()
+
+    @property
+    def _ready(self) -> int:
+        """Whole windows that are not judged yet."""
+        return (self._received - self._stepped) // VAD_WINDOW
+
+    def _soonest(self) -> int:
+        """Windows after which the next output can come at the earliest."""
+        segmenter = self._segmenter
+        soonest = segmenter.soonest
+        if segmenter.speaking:
+            pause = (self._stepped - segmenter.speech_end) // VAD_WINDOW
+            if pause < self._ahead_windows:
+                soonest = min(soonest, self._ahead_windows - pause)
+            if self._interim:
+                soonest = min(soonest, -(-(self._next_interim - self._stepped) // VAD_WINDOW))
+        return max(1, soonest)
+
+    def push(self, samples: Samples) -> None:
+        """Takes the next samples, `float32 [T]`."""
+        self._pushed.append(samples)
+        self._received += len(samples)
+
+    def judge(self) -> list[Output]:
+        """What the samples taken so far complete."""
+        self._buffer = np.concatenate([self._buffer, *self._pushed])
+        self._pushed.clear()
+        outputs = self._step(ready) if (ready := self._ready) else []
         self._release()
         return outputs
 
     def finish(self) -> list[Output]:
         """Ends the open utterance at the last whole window; the samples of an unfinished one belong to what follows."""
-        outputs = self._cut(self._segmenter.finish())
+        outputs = self.judge() + self._cut(self._segmenter.finish())
         self._release()
         return outputs
 
     def close(self) -> list[Output]:
         """Ends the stream: the last, partly filled window is completed with silence and judged like any other."""
-        missing = -(self.received - self._stepped) % VAD_WINDOW
-        outputs = self.feed(np.zeros(missing, np.float32)) if missing else []
-        return outputs + self.finish()
+        self.push(np.zeros(-(self.received - self._stepped) % VAD_WINDOW, np.float32))
+        return self.finish()
 
     def _step(self, count: int) -> list[Output]:
         first = self._stepped - self._buffer_start
@@ -180,16 +211,20 @@ class UnheardChannel:
         """Nothing refers to its samples."""
         return self.received
 
-    def feed(self, samples: Samples) -> list[Output]:
+    @property
+    def due(self) -> bool:
+        """Nothing comes of them."""
+        return False
+
+    def push(self, samples: Samples) -> None:
         """Counts the next samples, `float32 [T]`."""
         self.received += len(samples)
-        return []
 
     def finish(self) -> list[Output]:
         """There is nothing to end."""
         return []
 
-    close = finish
+    judge = close = finish
 
 
 class Session:
@@ -224,20 +259,28 @@ class Session:
         """The first sample that a later output of any channel can still refer to."""
         return min(channel.needed_from for channel in self._channels)
 
-    def feed(self, channels: Sequence[Samples]) -> list[Output]:
-        """Takes the next samples of every channel.
+    @property
+    def due(self) -> bool:
+        """Whether something can come of what was pushed: time to judge it."""
+        return any(channel.due for channel in self._channels)
+
+    def push(self, channels: Sequence[Samples]) -> None:
+        """Takes the next samples of every channel; next to no work.
 
         Raises:
             ValueError: if the number of channels is not the session's.
         """
         if len(channels) != len(self._channels):
             raise ValueError(f"this session has {len(self._channels)} channels, got {len(channels)}")
-        return [
-            output for stream, samples in zip(self._channels, channels, strict=True) for output in stream.feed(samples)
-        ]
+        for stream, samples in zip(self._channels, channels, strict=True):
+            stream.push(samples)
+
+    def judge(self) -> list[Output]:
+        """What the samples taken so far complete; compute."""
+        return [output for stream in self._channels for output in stream.judge()]
 
     def finish(self) -> list[Output]:
-        """Ends every open utterance; the stream goes on."""
+        """Ends every open utterance; the stream goes on. Compute, as is `close`."""
         return [output for stream in self._channels for output in stream.finish()]
 
     def close(self) -> list[Output]:

@@ -132,6 +132,15 @@ class Segmenter:
             return self._start
         return max(self._earliest, self._position - self._run * VAD_WINDOW - PRE_PAD)
 
+    @property
+    def soonest(self) -> int:
+        """Windows after which the next output can come at the earliest: judged together, none of them is judged too late."""
+        if not self.speaking:
+            return self._min_speech - self._run
+        longest = MAX_UTTERANCE if self._state is _State.TRAILING else MAX_UTTERANCE - POST_PAD
+        left = -(-(self._start + longest - self._position) // VAD_WINDOW)
+        return max(1, min(self._endpoint - self._run, left))
+
     def step(self, probability: float) -> list[Started | Cut]:
         """Takes the speech probability of the next window.
 

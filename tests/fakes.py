@@ -10,10 +10,17 @@ import numpy.typing as npt
 
 from daemon.errors import CapacityError, UpstreamError
 from daemon.messages import CallInfo, Scores, Utterance
+from daemon.session import Output, Session
 from model.adaptation import NO_HISTORY, History
 from model.audio import SAMPLE_RATE_HZ, Samples
 from model.labels import CLASSES
 from tests.factories import make_scores
+
+
+def judged(session: Session, channels: Sequence[Samples]) -> list[Output]:
+    """What comes of the next samples, as whoever drives a session asks for it."""
+    session.push(channels)
+    return session.judge() if session.due else []
 
 
 class ScriptedDetector:

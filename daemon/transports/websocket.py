@@ -231,6 +231,7 @@ class _Connection:
         else:
             self._streams.parking.park(command.token, parked)
         stream.attach(self._notify, command.after, self._received)
+        await asyncio.sleep(0)  # to the writer: what is repeated at once is no sign of a slow reader
         return stream.ended
 
     def _may_come_back(self, ending: Ending) -> bool:

@@ -25,7 +25,7 @@ from model.audio import SAMPLE_RATE_HZ, VAD_WINDOW, Samples
 from model.segmenter import Endpointing
 from tests.daemon.test_streams import RULES
 from tests.factories import make_scores
-from tests.fakes import ScriptedDetector, ScriptedScorer, silence, voice
+from tests.fakes import ScriptedDetector, ScriptedScorer, judged, silence, voice
 
 SPEECH = [0.9] * 40
 
@@ -116,7 +116,7 @@ def test_an_unheard_channel_is_counted_and_cuts_nothing(sizes: list[int], before
         for size in [*sizes, 80 * VAD_WINDOW]:
             samples = np.arange(at, at + size, dtype=np.float32)
             at += size
-            outputs += session.feed([samples, -samples] if unheard_beside else [samples])
+            outputs += judged(session, [samples, -samples] if unheard_beside else [samples])
             assert session.received == at
             outputs += session.finish() if before else []
         needed_from = session.needed_from

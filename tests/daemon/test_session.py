@@ -3,6 +3,7 @@
 from collections import defaultdict
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from daemon.messages import Utterance
 from daemon.session import Ahead, ChannelStream, Output, Previews, Session, SpeechStarted
 from model.audio import MAX_UTTERANCE, POST_PAD, PRE_PAD, SAMPLE_RATE_HZ, VAD_WINDOW, Samples
 from model.segmenter import Endpointing
-from tests.fakes import ScriptedDetector
+from tests.fakes import ScriptedDetector, judged
 
 RULES = Endpointing()
 INTERIM = SAMPLE_RATE_HZ // 2
@@ -30,6 +31,11 @@ def utterances(outputs: list[Output]) -> list[Utterance]:
     return [output for output in outputs if isinstance(output, Utterance)]
 
 
+def feed(to: ChannelStream, samples: Samples) -> list[Output]:
+    to.push(samples)
+    return to.judge() if to.due else []
+
+
 def described(outputs: list[Output]) -> list[tuple[object, ...]]:
     """Outputs as values that compare equal, the audio included."""
     values: list[tuple[object, ...]] = []
@@ -45,7 +51,7 @@ def described(outputs: list[Output]) -> list[tuple[object, ...]]:
 
 def test_an_utterance_holds_its_own_samples() -> None:
     fed = stream([0.0] * 20 + [0.9] * 30)
-    outputs = fed.feed(ramp(100 * VAD_WINDOW))
+    outputs = feed(fed, ramp(100 * VAD_WINDOW))
     start, end = 20 * VAD_WINDOW - PRE_PAD, 50 * VAD_WINDOW + POST_PAD
     assert outputs[0] == SpeechStarted(0, start)
     (utterance,) = utterances(outputs)
@@ -57,7 +63,7 @@ AHEAD = 5 * VAD_WINDOW
 
 
 def test_a_pause_that_ends_an_utterance_gives_its_very_audio_ahead() -> None:
-    outputs = stream([0.9] * 30, ahead=AHEAD).feed(ramp(60 * VAD_WINDOW))
+    outputs = feed(stream([0.9] * 30, ahead=AHEAD), ramp(60 * VAD_WINDOW))
     (preview,) = [output.utterance for output in outputs if isinstance(output, Ahead)]
     (final,) = utterances(outputs)
     assert outputs.index(Ahead(preview)) < outputs.index(final)
@@ -68,14 +74,14 @@ def test_a_pause_that_ends_an_utterance_gives_its_very_audio_ahead() -> None:
 
 def test_every_pause_that_lasts_is_given_ahead_and_a_short_one_is_not() -> None:
     script = [0.9] * 10 + [0.0] * 7 + [0.9] * 10 + [0.0] * 4 + [0.9] * 10 + [0.0] * 30
-    outputs = stream(script, ahead=AHEAD).feed(ramp(len(script) * VAD_WINDOW))
+    outputs = feed(stream(script, ahead=AHEAD), ramp(len(script) * VAD_WINDOW))
     ends = [output.utterance.end for output in outputs if isinstance(output, Ahead)]
     assert ends == [10 * VAD_WINDOW + POST_PAD, 41 * VAD_WINDOW + POST_PAD]
     assert [utterance.end for utterance in utterances(outputs)] == ends[-1:]
 
 
 def test_nothing_is_given_ahead_unless_asked_for() -> None:
-    outputs = stream([0.9] * 30).feed(ramp(60 * VAD_WINDOW))
+    outputs = feed(stream([0.9] * 30), ramp(60 * VAD_WINDOW))
     assert not [output for output in outputs if isinstance(output, Ahead)]
 
 
@@ -87,14 +93,14 @@ def test_ahead_waits_for_the_audio_that_is_kept() -> None:
 @pytest.mark.parametrize("endpoint_ms", [120, 500, 1500])
 def test_the_audio_ends_a_fixed_pad_after_the_last_speech_window(endpoint_ms: int) -> None:
     fed = stream([0.9] * 30, rules=Endpointing(endpoint_silence_ms=endpoint_ms))
-    (utterance,) = utterances(fed.feed(ramp(200 * VAD_WINDOW)))
+    (utterance,) = utterances(feed(fed, ramp(200 * VAD_WINDOW)))
     assert utterance.end == 30 * VAD_WINDOW + POST_PAD
     assert utterance.decided - utterance.end >= endpoint_ms * 16 - POST_PAD
 
 
 def test_interims_lie_at_their_distance_and_restart_with_every_utterance() -> None:
     script = ([0.9] * 100 + [0.0] * 40) * 2
-    found = utterances(stream(script, INTERIM).feed(ramp(len(script) * VAD_WINDOW)))
+    found = utterances(feed(stream(script, INTERIM), ramp(len(script) * VAD_WINDOW)))
     counts = [(u.index, u.interim) for u in found]
     per_utterance = 100 * VAD_WINDOW // INTERIM
     assert counts == [(index, count) for index in (0, 1) for count in [*range(1, per_utterance + 1), 0]]
@@ -106,7 +112,7 @@ def test_close_judges_the_last_partly_filled_window() -> None:
     script = [0.0] * 10 + [0.9] * 3
     length = 12 * VAD_WINDOW + 5
     fed = stream(script)
-    assert fed.feed(ramp(length)) == []
+    assert feed(fed, ramp(length)) == []
     outputs = fed.close()
     (utterance,) = utterances(outputs)
     assert utterance.end == 13 * VAD_WINDOW
@@ -116,14 +122,14 @@ def test_close_judges_the_last_partly_filled_window() -> None:
 @pytest.mark.parametrize("length", [0, 1, VAD_WINDOW, 50 * VAD_WINDOW])
 def test_silence_gives_nothing(length: int) -> None:
     fed = stream([])
-    assert fed.feed(ramp(length)) + fed.close() == []
+    assert feed(fed, ramp(length)) + fed.close() == []
 
 
 def test_finish_ends_the_utterance_and_the_stream_goes_on() -> None:
     fed = stream([0.9] * 100)
-    (first,) = utterances(fed.feed(ramp(20 * VAD_WINDOW)) + fed.finish())
+    (first,) = utterances(feed(fed, ramp(20 * VAD_WINDOW)) + fed.finish())
     rest = ramp(40 * VAD_WINDOW)[20 * VAD_WINDOW :]
-    (second,) = utterances(fed.feed(rest) + fed.close())
+    (second,) = utterances(feed(fed, rest) + fed.close())
     assert (first.end, second.start, second.index) == (20 * VAD_WINDOW, 20 * VAD_WINDOW, 1)
 
 
@@ -134,7 +140,7 @@ def test_a_monologue_of_forty_minutes_keeps_the_buffer_bounded() -> None:
     found: list[Utterance] = []
     longest = 0
     for _ in range(minutes * 60):
-        found += utterances(fed.feed(second))
+        found += utterances(feed(fed, second))
         longest = max(longest, len(fed._buffer))
     found += utterances(fed.close())
     assert longest <= MAX_UTTERANCE + chunk + VAD_WINDOW
@@ -148,13 +154,13 @@ def test_forty_minutes_of_silence_keep_next_to_nothing() -> None:
     fed = stream([])
     second = np.zeros(SAMPLE_RATE_HZ, np.float32)
     for _ in range(40 * 60):
-        fed.feed(second)
+        feed(fed, second)
         assert len(fed._buffer) <= PRE_PAD + VAD_WINDOW
 
 
 def test_channels_are_cut_apart() -> None:
     session = Session([ScriptedDetector([0.9] * 10), ScriptedDetector([0.0] * 30 + [0.9] * 10)], RULES)
-    found = utterances(session.feed([ramp(80 * VAD_WINDOW), -ramp(80 * VAD_WINDOW)]) + session.close())
+    found = utterances(judged(session, [ramp(80 * VAD_WINDOW), -ramp(80 * VAD_WINDOW)]) + session.close())
     assert [(u.channel, u.index) for u in found] == [(0, 0), (1, 0)]
     assert found[1].audio.max() < 0 <= found[0].audio.min()
 
@@ -162,12 +168,12 @@ def test_channels_are_cut_apart() -> None:
 def test_a_missing_channel_is_refused() -> None:
     session = Session([ScriptedDetector([]), ScriptedDetector([])], RULES)
     with pytest.raises(ValueError, match="has 2 channels, got 1"):
-        session.feed([ramp(10)])
+        judged(session, [ramp(10)])
 
 
 def test_a_detector_that_fails_is_not_silence() -> None:
     with pytest.raises(ValueError, match="got nan"):
-        stream([float("nan")]).feed(ramp(VAD_WINDOW))
+        feed(stream([float("nan")]), ramp(3 * VAD_WINDOW))
 
 
 Scripts = st.lists(
@@ -191,7 +197,7 @@ def fed_in_pieces(fed: ChannelStream, audio: Samples, points: list[int], finish_
     for begin, end in zip(edges, [*edges[1:], len(audio)], strict=True):
         if begin == finish_at:
             outputs += fed.finish()
-        outputs += fed.feed(audio[begin:end])
+        outputs += feed(fed, audio[begin:end])
     return outputs + fed.close()
 
 
@@ -207,12 +213,53 @@ def test_any_chunking_gives_the_same_outputs(
     assert described(fed_in_pieces(stream(script, interim), audio, other, finish_at)) == expected
 
 
+@given(
+    script=Scripts,
+    interim=st.sampled_from([0, 3000, INTERIM]),
+    ahead=st.sampled_from([0, AHEAD, 7 * VAD_WINDOW]),
+    min_speech_ms=st.sampled_from([32, 96, 250]),
+    length=st.integers(1, 3 * VAD_WINDOW),
+)
+@settings(max_examples=150, deadline=None)
+def test_windows_that_wait_for_others_make_nothing_late(
+    script: list[float], interim: int, ahead: int, min_speech_ms: int, length: int
+) -> None:
+    """Judged when something can come of them, or each at once: the same outputs come of the same piece of audio."""
+    rules = Endpointing(min_speech_ms=min_speech_ms)
+    patient, eager = (stream([*script, *[0.0] * 40], interim, rules, ahead) for _ in range(2))
+    audio = ramp(len(script) * VAD_WINDOW + 30 * VAD_WINDOW)
+    runs = 0
+    for at in range(0, len(audio), length):
+        patient.push(audio[at : at + length])
+        runs += patient.due
+        eager.push(audio[at : at + length])
+        assert described(patient.judge() if patient.due else []) == described(eager.judge())
+    assert runs <= len(audio) // VAD_WINDOW
+    assert described(patient.close()) == described(eager.close())
+
+
+@pytest.mark.parametrize(("script", "runs"), [([0.0] * 300, 100), ([0.9] * 303, 60 + 1)], ids=["silence", "speech"])
+def test_windows_share_runs_of_the_detector(script: list[float], runs: int) -> None:
+    """Three in silence, where the third may begin speech; five in speech, where the fifth may be worth scoring ahead."""
+    detector = ScriptedDetector(script)
+    calls: list[int] = []
+
+    def detect(windows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        calls.append(len(windows))
+        return detector(windows)
+
+    fed = ChannelStream(0, detect, RULES, Previews(ahead=AHEAD))
+    for window in np.split(ramp(len(script) * VAD_WINDOW), len(script)):
+        feed(fed, window)
+    assert len(calls) == runs
+
+
 @given(script=Scripts, interim=st.integers(1000, 20_000))
 @settings(max_examples=60, deadline=None)
 def test_interims_are_prefixes_of_the_final_utterance(script: list[float], interim: int) -> None:
     fed = stream(script, interim)
     cuts = defaultdict(list)
-    for utterance in utterances(fed.feed(ramp(len(script) * VAD_WINDOW)) + fed.close()):
+    for utterance in utterances(feed(fed, ramp(len(script) * VAD_WINDOW)) + fed.close()):
         cuts[utterance.index].append(utterance)
     for of_one in cuts.values():
         *interims, final = of_one

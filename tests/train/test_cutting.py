@@ -16,7 +16,7 @@ from model.audio import MAX_UTTERANCE, MIN_UTTERANCE, POST_PAD, PRE_PAD, VAD_WIN
 from model.recording import read_mono
 from model.segmenter import Endpointing
 from model.vad import SpeechDetector
-from tests.fakes import ScriptedDetector, silence, voice
+from tests.fakes import ScriptedDetector, judged, silence, voice
 from train import cutting
 from train.cutting import cut_by, cut_clip
 
@@ -28,7 +28,7 @@ def live(samples: Samples, detector: SpeechProbabilities, edges: Sequence[int] =
     """The utterances of a stream that arrives cut at `edges`."""
     rules = Endpointing(**EndpointingConfig().model_dump())
     session = Session([detector], rules)
-    outputs = [output for chunk in np.split(samples, sorted(edges)) for output in session.feed([chunk])]
+    outputs = [output for chunk in np.split(samples, sorted(edges)) for output in judged(session, [chunk])]
     return [output for output in [*outputs, *session.close()] if isinstance(output, Utterance)]
 
 
