@@ -4,6 +4,8 @@
 PYTHON ?= python3
 # Processes that run tests; each takes up to 3 GB.
 WORKERS ?= 2
+# How often a test that fails is tried again; it is reported as RERUN, and is a fault to look for.
+RERUNS ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 # Through the environment, so that a path may hold spaces and quotes.
@@ -23,7 +25,7 @@ test: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadgroup --reruns $(RERUNS)
 
 # The daemon's environment has no torch; the test environment adds it on top.
 $(VENV)/.demo: pyproject.toml constraints.txt
