@@ -1,13 +1,15 @@
-"""The five large encoders of the full recipe at full size, random weights: do they export, and does the graph compute the same?
+"""The full recipe at full size, random weights: do its encoders and its ensemble export, and do the graphs compute the same?
 
     python -m bench.full_size
     python -m bench.full_size --only wavlm
 
 Each is built from its published configuration, exported in float32, loaded in ONNX Runtime, and compared with its network:
 every example alone (the shortest legal input, frame and bucket edges, one off them, the longest), then all but the longest
-in one padded batch. One encoder is in memory at a time, each in a process of its own: the peak is that of its process.
+in one padded batch. The ensemble is that of `recipes/medusa.toml`: all members, D = 1024, held to what a bundle is held to
+when it is written (`export.parity`). One part is in memory at a time, each in a process of its own: the peak is that of its
+process; the ensemble needs 16 GiB.
 
-Exit status 1 if a relative L2 difference is above the limit, or an encoder's process was killed.
+Exit status 1 if a difference is above its limit, or a part's process was killed.
 """
 
 import argparse
@@ -23,21 +25,37 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+import onnx
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModel
 
+from export.cost import UTTERANCE_S, frame_sizes, graph_flops
 from export.encoders import weights_file, write_graph
+from export.parity_graphs import ensemble_differences
 from export.references import TEXTS, Reference, SpeechReference, TextReference, WhisperReference, relative
+from export.shared_weights import WeightStore
+from export.to_onnx import export_ensemble
+from model.bundle import inputs_of
+from model.labels import ATTRIBUTES, CLASSES
+from model.network.checkpoint import Checkpoint
 from model.network.encoders import TextEncoder
+from model.network.member import build_member
+from model.network.metaclassifier import MetaClassifier
 from model.network.published import published_config
 from model.network.speech_encoder import SpeechEncoder
 from model.network.whisper_encoder import WhisperEncoder
 from model.network.whisper_weights import EncoderWeights
 from model.onnx_session import make_session
+from model.spec import EnsembleSpec
 from model.text import TextTokenizer
+from train.config import load_recipe
 
 LIMIT: Final = 1e-5
+ENSEMBLE: Final = "ensemble"
+_RECIPE: Final = Path(__file__).parents[1] / "recipes" / "medusa.toml"
+_TEMPERATURE: Final = 0.05
+"""Random heads say next to nothing: twenty times that is said, and twenty times every difference."""
 _EXTRA: Final = 3
 _SPECIAL: Final = ("<s>", "<pad>", "</s>", "<unk>")
 
@@ -125,6 +143,44 @@ def measure(name: str, threads: int) -> bool:
     return max(alone, together) <= LIMIT
 
 
+def measure_ensemble(threads: int) -> bool:
+    """Exports and compares the ensemble, prints its line; whether it is within the limit."""
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    checkpoint = full_ensemble()
+    parameters = sum(tensor.numel() for member in checkpoint.members for tensor in member.parameters())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ensemble.onnx"
+        begun = time.perf_counter()
+        WeightStore(path.parent).write_with_weights(export_ensemble(checkpoint.ensemble()), path.name)
+        exported = time.perf_counter() - begun
+        gc.collect()
+        size = sum(file.stat().st_size for file in (path, weights_file(path)))
+        flops = graph_flops(
+            onnx.load(path, load_external_data=False), frame_sizes(inputs_of(checkpoint.spec), UTTERANCE_S)
+        )
+        begun = time.perf_counter()
+        found = ensemble_differences(checkpoint, path)
+        computed = time.perf_counter() - begun
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    say(
+        f"{ENSEMBLE:10} {size / 1e9:5.2f} GB  export {exported:6.1f} s  compare {computed:6.1f} s  "
+        f"{len(checkpoint.members)} members, {parameters / 1e9:.2f} billion parameters, {flops / 1e9:.0f} GFLOP for "
+        f"{UTTERANCE_S:g} s  largest difference from the networks {found.network:.2e}, with padding {found.padding:.2e}, "
+        f"in a batch {found.neighbours:.2e}  peak {peak:5.2f} GiB"
+    )
+    return max(found.network, found.padding, found.neighbours) <= LIMIT
+
+
+def full_ensemble() -> Checkpoint:
+    """The ensemble of the full recipe with random weights."""
+    recipe = load_recipe(_RECIPE)
+    spec = EnsembleSpec(tuple(recipe.encoder_specs().values()), recipe.member_specs(), CLASSES, ATTRIBUTES)
+    members = tuple(build_member(member, recipe.encoder_specs()).eval() for member in spec.members)
+    meta = MetaClassifier(len(members)).eval()
+    return Checkpoint(recipe.name, spec, members, meta, _TEMPERATURE, 0.0, {}, {}, "")
+
+
 def say(words: str) -> None:
     """One line on standard output."""
     sys.stdout.write(words + "\n")
@@ -134,15 +190,16 @@ def say(words: str) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=ENCODERS, help="one encoder, in this process")
+    parser.add_argument("--only", choices=[*ENCODERS, ENSEMBLE], help="one part, in this process")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     if given.only:
         warnings.filterwarnings("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators that nobody uses here
-        sys.exit(0 if measure(given.only, given.threads) else 1)
+        held = measure_ensemble(given.threads) if given.only == ENSEMBLE else measure(given.only, given.threads)
+        sys.exit(0 if held else 1)
     command = [sys.executable, "-m", "bench.full_size", "--threads", str(given.threads), "--only"]
-    statuses = [subprocess.run([*command, name], check=False).returncode for name in ENCODERS]
+    statuses = [subprocess.run([*command, name], check=False).returncode for name in (*ENCODERS, ENSEMBLE)]
     sys.exit(1 if any(statuses) else 0)  # one that was killed has a negative status
 
 

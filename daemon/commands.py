@@ -30,6 +30,7 @@ from daemon.fleet.keys import FleetKeys
 from daemon.fleet.serving import WorkerProcess, serve_worker
 from daemon.listening import authority
 from daemon.live import ending, flat, show
+from daemon.memory import share_arenas
 from daemon.offline import score_recording
 from daemon.server import Daemon
 from daemon.server import serve as serve_forever
@@ -45,6 +46,7 @@ else:
 
 app = typer.Typer(help="Streaming speech emotion recognition.", no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console()
+_LEAST_ARENAS = 2
 errors = Console(stderr=True)
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file.", dir_okay=False)]
@@ -132,6 +134,7 @@ def serve(
     """
     settings = _config(config, redis=redis, bundle=bundle, host=host, port=port, role=role, insecure=insecure)
     logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    share_arenas(max(_LEAST_ARENAS, settings.models.workers))
 
     def working(process: WorkerProcess, listening: int) -> None:
         for line in (

@@ -1,6 +1,7 @@
 """Bytes of a stream to 16 kHz samples per channel: decoding and streaming resampling.
 
-The resampler carries its state, so the way that a stream is cut into messages does not change its samples.
+The resampler carries its state, so the way that a stream is cut into messages does not change its samples by more than the
+rounding of a float32.
 
 Source: ITU-T G.711 for mu-law and A-law; FFmpeg's swresample through PyAV.
 """

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
@@ -13,33 +14,35 @@ _IR_VERSION: Final = 10
 
 
 class GraphWriter:
-    """Nodes in order, each constant once. Tensors are known by their names."""
+    """Nodes in order, each constant once. Tensors are known by their names.
+
+    Everything is written into the model itself: gigabytes of weights are not held twice.
+    """
 
     def __init__(self) -> None:
-        self._nodes: list[onnx.NodeProto] = []
-        self._constants: dict[str, onnx.TensorProto] = {}
-        self._inputs: list[onnx.ValueInfoProto] = []
-        self._outputs: list[onnx.ValueInfoProto] = []
+        self._model = helper.make_model(onnx.GraphProto(), ir_version=_IR_VERSION)
+        self._graph = self._model.graph
+        self._constants: set[str] = set()
 
     def input(self, name: str, kind: int, shape: Sequence[int | str | None]) -> None:
         """Declares an input; a word in its shape names a length that varies."""
-        self._inputs.append(helper.make_tensor_value_info(name, kind, shape))
+        self._graph.input.append(helper.make_tensor_value_info(name, kind, shape))
 
     def output(self, name: str, tensor: str, shape: Sequence[int | str | None]) -> None:
         """Declares a float32 output."""
-        self._nodes.append(helper.make_node("Identity", [tensor], [name]))
-        self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        self._graph.node.append(helper.make_node("Identity", [tensor], [name]))
+        self._graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Adds a node with one output and names it."""
-        name = f"{kind.lower()}_{len(self._nodes)}"
-        self._nodes.append(helper.make_node(kind, inputs, [name], **attributes))
+        name = f"{kind.lower()}_{len(self._graph.node)}"
+        self._graph.node.append(helper.make_node(kind, inputs, [name], **attributes))
         return name
 
     def split(self, tensor: str, sizes: Sequence[int], axis: int) -> list[str]:
         """Parts of a tensor along an axis."""
-        names = [f"split_{len(self._nodes)}_{part}" for part in range(len(sizes))]
-        self._nodes.append(helper.make_node("Split", [tensor, self.ints(*sizes)], names, axis=axis))
+        names = [f"split_{len(self._graph.node)}_{part}" for part in range(len(sizes))]
+        self._graph.node.append(helper.make_node("Split", [tensor, self.ints(*sizes)], names, axis=axis))
         return names
 
     def joined(self, *parts: str) -> str:
@@ -48,24 +51,29 @@ class GraphWriter:
 
     def constant(self, values: Tensor, name: str) -> str:
         """A constant; of one name there is one."""
-        if name not in self._constants:
-            array = np.ascontiguousarray(values.detach().cpu().numpy())
-            self._constants[name] = numpy_helper.from_array(array, name)
+        self._keep(name, np.ascontiguousarray(values.detach().cpu().numpy()))
         return name
 
     def ints(self, *values: int) -> str:
         """A vector of whole numbers: a shape, axes, indices."""
         name = "ints_" + "_".join(map(str, values))
-        self._constants.setdefault(name, numpy_helper.from_array(np.array(values, np.int64), name))
+        self._keep(name, np.array(values, np.int64))
         return name
 
     def scalar(self, value: float) -> str:
         """A number."""
         name = f"scalar_{value!r}"
-        self._constants.setdefault(name, numpy_helper.from_array(np.array(value, np.float32), name))
+        self._keep(name, np.array(value, np.float32))
         return name
 
+    def _keep(self, name: str, values: npt.NDArray[Any]) -> None:
+        if name not in self._constants:
+            self._constants.add(name)
+            self._graph.initializer.append(numpy_helper.from_array(values, name))
+
     def model(self, name: str, opset: int) -> onnx.ModelProto:
-        """The graph as it stands."""
-        graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs, list(self._constants.values()))
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=_IR_VERSION)
+        """The graph, once it is complete; nothing can be added behind it."""
+        self._graph.name = name
+        del self._model.opset_import[:]
+        self._model.opset_import.append(helper.make_opsetid("", opset))
+        return self._model

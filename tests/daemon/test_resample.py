@@ -96,6 +96,10 @@ def pieces(data: bytes, frame: int, points: list[int]) -> list[bytes]:
     return [data[begin:end] for begin, end in zip(edges[:-1], edges[1:], strict=True)]
 
 
+_ROUNDING = 2e-7
+"""The resampler adds up in another order where a vector instruction meets the end of a message; full scale is 1."""
+
+
 @given(
     encoding=st.sampled_from(list(ENCODINGS)),
     rate=st.sampled_from(RATES_HZ) | st.integers(LOWEST_RATE_HZ, HIGHEST_RATE_HZ),
@@ -116,7 +120,8 @@ def test_any_chunking_gives_the_same_samples(
     whole = decoded([stream], encoding, rate, channels)
     cut = decoded(pieces(stream, frame, points), encoding, rate, channels)
     for one, other in zip(whole, cut, strict=True):
-        np.testing.assert_array_equal(one, other)
+        assert len(one) == len(other)
+        np.testing.assert_allclose(one, other, rtol=0, atol=_ROUNDING)
 
 
 @given(message=st.binary(max_size=64), encoding=st.sampled_from(list(ENCODINGS)), channels=st.sampled_from([1, 2]))

@@ -1,0 +1,52 @@
+"""Arenas of malloc, counted where they are: in a process of their own."""
+
+import subprocess
+import sys
+
+import pytest
+
+from daemon.memory import share_arenas
+
+PROGRAM = """
+import ctypes, re, sys, tempfile, threading
+from daemon.memory import share_arenas
+
+limit, threads = map(int, sys.argv[1:])
+if limit:
+    assert share_arenas(limit)
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.fopen.restype = ctypes.c_void_p
+begin = threading.Barrier(threads)
+
+def allocate():
+    begin.wait()
+    for _ in range(2000):
+        libc.malloc(5000)
+
+running = [threading.Thread(target=allocate) for _ in range(threads)]
+for thread in running:
+    thread.start()
+for thread in running:
+    thread.join()
+with tempfile.NamedTemporaryFile() as file:
+    stream = libc.fopen(file.name.encode(), b"w")
+    libc.malloc_info(0, ctypes.c_void_p(stream))
+    libc.fclose(ctypes.c_void_p(stream))
+    print(len(re.findall(rb"<heap nr", file.read())))
+"""
+
+
+def arenas(limit: int, threads: int = 8) -> int:
+    command = [sys.executable, "-c", PROGRAM, str(limit), str(threads)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="arenas are glibc's")
+def test_threads_share_the_arenas_that_there_are() -> None:
+    assert arenas(2) <= 2
+    assert arenas(0) > 2, "else there was nothing to limit"
+
+
+def test_where_there_is_no_such_option_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctypes.CDLL", lambda _: object())
+    assert not share_arenas(2)
