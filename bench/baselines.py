@@ -30,6 +30,7 @@ from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 
 from bench.export import spec_of
+from bench.under_test import BASELINES
 from daemon.asr import AsrItem, AsrModel, Task, scorable
 from daemon.config import Config, load_config
 from daemon.emotion import EmotionItem, EmotionModel
@@ -58,7 +59,6 @@ from model.transcript import Transcript
 from train.config import load_recipe
 
 _RECIPE: Final = Path("recipes/default.toml")
-KINDS: Final = ("naive", "per-client")
 _MS: Final = 1000.0
 
 
@@ -258,7 +258,7 @@ def _fine() -> str | None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("kind", choices=BASELINES)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--redis", required=True)
     options = parser.parse_args()

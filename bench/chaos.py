@@ -30,8 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from redis.asyncio import Redis
-
+from bench.document import add_json, made, write
+from bench.entries import entries
 from bench.under_test import answers, free_port
 from daemon.client import paced, stream
 from daemon.config import load_config
@@ -51,7 +51,7 @@ _REDIAL_S: Final = 0.5
 _QUIET_S: Final = 6.0
 """Without an entry for so long, nothing more comes."""
 _TOLERANCE: Final = 1e-4
-_EVENTS: Final = "medusa:events"
+_COUNTED: Final = ("utterances", "results", "lost", "repeated", "wrong", "again", "short")
 
 
 class Server:
@@ -233,20 +233,14 @@ async def _running(servers: list[Server]) -> AsyncIterator[None]:
         await asyncio.wait(tasks)
 
 
-async def _entries(url: str, key: str) -> list[dict[str, str]]:
-    async with Redis.from_url(url, decode_responses=True, protocol=2) as client:
-        rows: Any = await client.xrange(key)
-        return [fields for _, fields in rows]
-
-
 async def _settled(url: str) -> list[dict[str, str]]:
     """All entries, once nothing more comes."""
     before = -1
     while True:
-        entries = await _entries(url, _EVENTS)
-        if len(entries) == before:
-            return entries
-        before = len(entries)
+        found = await entries(url)
+        if len(found) == before:
+            return found
+        before = len(found)
         await asyncio.sleep(_QUIET_S)
 
 
@@ -300,6 +294,7 @@ async def _main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="workers behind one gateway; 0 for one daemon")
     parser.add_argument("--speed", type=float, default=1.0, help="of speech")
     parser.add_argument("--seed", type=int, default=0, help="of the trouble")
+    add_json(parser)
     options = parser.parse_args()
     chance, done = random.Random(options.seed), Counter[str]()
     messages = [emotion_message(event) for event in await score_recording(OWN_CALL, load_config(None, {}))]
@@ -320,15 +315,22 @@ async def _main() -> int:
             if not trouble.cancelled():
                 trouble.result()
             store.signal(signal.SIGCONT)
-            entries = await _settled(store.url)
+            left = await _settled(store.url)
         await store.stop()
-    found = _judge(calls, entries, offline)
+    found = _judge(calls, left, offline)
     print(f"{sum(done.values())} troubles: " + ", ".join(f"{count} {name}" for name, count in sorted(done.items())))  # noqa: T201  # a program
     print(  # noqa: T201
         f"{options.calls} calls in {sum(len(call.sessions) for call in calls)} sessions over {line.connections} connections: "
         f"{found['utterances']} utterances, {found['results']} results, {found['lost']} lost, {found['repeated']} repeated, "
         f"{found['wrong']} wrong; {found['again']} scored again, {found['short']} cut short"
     )
+    rows = [{"trouble": name, "count": count} for name, count in sorted(done.items())]
+    facts = {
+        "calls": options.calls,
+        "sessions": sum(len(call.sessions) for call in calls),
+        "connections": line.connections,
+    }
+    write(options.json, made("chaos", rows, **facts, **{name: found[name] for name in _COUNTED}))
     return int(bool(found["lost"] or found["repeated"] or found["wrong"]))
 
 

@@ -15,8 +15,8 @@ import re
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import AsyncIterator
-from dataclasses import astuple, dataclass, fields
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from itertools import combinations
 from pathlib import Path
 from typing import Final
@@ -25,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import uvloop
 
-from bench.streams import speaker, utterances
+from bench.document import Row, add_json, made, write
+from bench.speech import speaker, utterances
 from bench.under_test import UnderTest, daemon_under_test
 from daemon.client import paced, stream
 from model.audio import SAMPLE_RATE_HZ, Samples
@@ -35,7 +36,7 @@ _PARTS: Final = 10
 _RESAMPLES: Final = 1000
 _WARM_UP: Final = 0.25
 _SETTLED_S: Final = 5.0
-Rows = npt.NDArray[np.float64]
+Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +64,13 @@ def taken(daemon: UnderTest) -> Sample:
     return Sample(memory, descriptors, int(status["Threads"]), float(tasks[1]), float(streams[1]))
 
 
-def slope(hours: Rows, values: Rows) -> float:
+def slope(hours: Values, values: Values) -> float:
     """The median of the slopes of all pairs of points: few far ones do not move it. Source: Sen (1968)."""
     first, second = np.array(list(combinations(range(len(hours)), 2))).T
     return float(np.median((values[second] - values[first]) / (hours[second] - hours[first])))
 
 
-def growth(hours: Rows, values: Rows) -> tuple[float, float, float]:
+def growth(hours: Values, values: Values) -> tuple[float, float, float]:
     """The slope per hour and its 95 % interval, by a bootstrap over successive parts: neighbours are not independent."""
     parts = np.array_split(np.arange(len(hours)), min(_PARTS, len(hours) // 2))
     rng = np.random.default_rng(0)
@@ -120,28 +121,36 @@ async def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0, help="how long calls come")
     parser.add_argument("--streams", type=int, default=6, help="calls at a time")
+    add_json(parser)
     options = parser.parse_args()
     voices, ended = utterances(), Counter[str]()
     async with daemon_under_test("MEDUSA_LIMITS__RESUME_WINDOW_S=5") as daemon:
         before = await _idle(daemon, _SETTLED_S)
         calls = [asyncio.create_task(_calls(daemon, voices, seed, ended)) for seed in range(options.streams)]
-        rows = [(at, *astuple(sample)) async for at, sample in _samples(daemon, options.minutes * 60)]
+        rows = [{"at_s": at, **asdict(sample)} async for at, sample in _samples(daemon, options.minutes * 60)]
         for call in calls:
             call.cancel()
         for outcome in await asyncio.gather(*calls, return_exceptions=True):
             if isinstance(outcome, Exception):
                 raise outcome
         after = await _idle(daemon, 3 * _SETTLED_S)
-    _print(np.array(rows), before, after, ended)
+    _print(rows, before, after, ended)
+    facts = {"streams": options.streams, "ended": dict(ended), "before": asdict(before), "after": asdict(after)}
+    write(options.json, made("soak", rows, **facts))
 
 
-def _print(rows: Rows, before: Sample, after: Sample, ended: "Counter[str]") -> None:
-    kept = rows[rows[:, 0] >= _WARM_UP * rows[-1, 0]]
-    hours = kept[:, 0] / 3600
+def settled(rows: Sequence[Row], field: str) -> tuple[Values, Values]:
+    """Hours and values of the samples behind the warm-up."""
+    kept = [row for row in rows if row["at_s"] >= _WARM_UP * rows[-1]["at_s"]]
+    return np.array([row["at_s"] / 3600 for row in kept]), np.array([float(row[field]) for row in kept])
+
+
+def _print(rows: Sequence[Row], before: Sample, after: Sample, ended: "Counter[str]") -> None:
+    hours, _ = settled(rows, "memory")
     print(f"{ended.total()} calls: " + ", ".join(f"{count} {how}" for how, count in ended.items()))  # noqa: T201  # a program
-    print(f"{len(kept)} samples over {hours[-1] - hours[0]:.2f} h, after a warm-up of {hours[0]:.2f} h")  # noqa: T201
-    for column, field in enumerate(fields(Sample), start=1):
-        values = kept[:, column]
+    print(f"{len(hours)} samples over {hours[-1] - hours[0]:.2f} h, after a warm-up of {hours[0]:.2f} h")  # noqa: T201
+    for field in fields(Sample):
+        _, values = settled(rows, field.name)
         found, low, high = growth(hours, values)
         print(  # noqa: T201
             f"{field.name:12} idle before {getattr(before, field.name):7.1f}, median {np.median(values):7.1f}, "

@@ -1,119 +1,209 @@
 """How many streams at the pace of speech one machine holds before their scores take longer than they may.
 
     python -m bench.streams --streams 10 20 30 --seconds 60
-    python -m bench.streams --streams 1 2 4 8 16 20 --servers daemon naive per-client
+    python -m bench.streams --streams 10 --door native twilio whip
+    python -m bench.streams --streams 10 20 40 --server daemon fleet
+    python -m bench.streams --streams 1 2 4 8 16 20 --server daemon naive per-client
 
 Every stream speaks 40 % of the time (utterances of the demo call with silence between them) and begins at its own moment.
-The programs that send share the machine with the daemon, so the figures are a lower bound. "wait" runs from the decision that
-an utterance ended to its scores; "work" is queue, Whisper, other encoders and ensemble, whenever they were done. "slowest
-stream" is the largest median wait of a stream over that of all. Interim results are those that were given, of those due.
-Other servers are those of `bench.baselines`; the first number of streams that one does not hold is its last.
+The programs that send share the machine with the daemon, so the figures are a lower bound. The doors are those of
+`bench.senders`. "wait" runs from the decision that an utterance ended to its scores; "work" is queue, Whisper, other encoders
+and ensemble, whenever they were done. Twilio's door tells nothing, so its waits are read from Redis and its work is not known.
+"slowest stream" is the largest median wait of a stream over that of all, or over 50 ms where that is less. Interim results are
+those given, of those due.
+
+lost         utterances without a final result in Redis, or on the connection where it tells results. Those there should be are
+             found offline in the audio as the server decodes it; behind Opus they are those that the server found itself
+repeated     final results beside the first of their event id
+unexpected   final results that the same audio does not have offline
+failed       calls that ended before their audio did
+
+Processor time and memory are those of the processes under test, without Redis: the peak is that since the streams began, and
+per stream counts what it lies above the idle processes. "fleet" is two gateways, to which the streams are dealt out in turn,
+and three workers. Other servers are those of `bench.baselines`, which have the native door alone; the first number of streams
+that one does not hold is its last. A run is held if nothing is missing and p95 of wait and work lies below 500 ms.
 """
 
 import argparse
 import asyncio
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import uvloop
 
-from bench.baselines import KINDS
-from bench.under_test import DAEMON, UnderTest, daemon_under_test, percentile
-from daemon.client import paced, stream
-from daemon.config import Config
-from daemon.demo import OWN_CALL
-from daemon.offline import cut
-from model.audio import SAMPLE_RATE_HZ, Samples
-from model.recording import read_recording
+from bench.document import Row, add_json, made, write
+from bench.entries import Bounds, Entry, Tally, ended_entries, finals_of, tally, wanted_of
+from bench.senders import DOORS, Heard, native, through_telephone, twilio, twilio_frames
+from bench.speech import speaker, utterances
+from bench.under_test import BASELINES, UnderTest, Usage, daemon_under_test, fleet_under_test, interval, told
+from bench.whip import Job, whip_callers
+from model.audio import Samples
 
-_SERVERS = {"daemon": DAEMON, **{kind: ("bench.baselines", kind) for kind in KINDS}}
-_TALK = 0.4
 _LIMIT_MS = 500.0
+_SOON_MS = 50.0
+_PATIENCE_S = 60.0
+_PERCENTILES = (50, 95, 99)
+
+Servers = Callable[[], AbstractAsyncContextManager[UnderTest]]
+Sent = Callable[[], Awaitable[list[Heard]]]
+
+SERVERS: dict[str, Servers] = {
+    "daemon": daemon_under_test,
+    "fleet": fleet_under_test,
+    **{kind: functools.partial(daemon_under_test, program=("bench.baselines", kind)) for kind in BASELINES},
+}
 
 
-def utterances() -> list[Samples]:
-    """What is said in the demo call, each `float32 [T]`."""
-    return [utterance.audio for utterance in cut(read_recording(OWN_CALL), Config())]
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is put on a server.
+
+    Attributes:
+        server: of `SERVERS`.
+        door: of `bench.senders.DOORS`.
+        streams: at the same time.
+        seconds: of audio, each.
+        interim_ms: distance of interim results.
+    """
+
+    server: str
+    door: str
+    streams: int
+    seconds: float
+    interim_ms: int
+
+    @property
+    def calls(self) -> list[str]:
+        """Their ids; the index is the speaker's seed."""
+        return [f"{self.door}-{seed}" for seed in range(self.streams)]
 
 
-def speaker(voices: list[Samples], seconds: float, seed: int) -> Samples:
-    """One speaker, `float32 [1, T]`: utterances in random order, silences that leave 40 % speech."""
-    rng = np.random.default_rng(seed)
+@asynccontextmanager
+async def _senders(load: Load, under_test: UnderTest, audio: Sequence[Samples]) -> AsyncIterator[Sent]:
+    """All calls of a load, ready to be made: what costs the senders much is done before."""
+    dealt = [under_test.ports[seed % len(under_test.ports)] for seed in range(load.streams)]
+    if load.door == "whip":
+        seeds = {port: {load.calls[seed]: seed for seed, to in enumerate(dealt) if to == port} for port in set(dealt)}
+        jobs = [Job(port, calls, load.seconds, load.interim_ms) for port, calls in seeds.items()]
+        async with whip_callers(jobs) as call:
+            yield call
+        return
+    frames = [twilio_frames(one) for one in audio] if load.door == "twilio" else []
 
-    def parts() -> Iterator[Samples]:
-        yield np.zeros(rng.integers(0, 5 * SAMPLE_RATE_HZ), np.float32)
-        while True:
-            speech = voices[rng.integers(len(voices))]
-            yield speech
-            pause = len(speech) * (1 / _TALK - 1) * rng.uniform(0.5, 1.5)
-            yield np.zeros(int(pause), np.float32)
+    async def send() -> list[Heard]:
+        if load.door == "twilio":
+            parts = zip(dealt, load.calls, frames, strict=True)
+            return await asyncio.gather(*(twilio(*part, load.interim_ms) for part in parts))
+        calls = zip(dealt, load.calls, audio, strict=True)
+        return await asyncio.gather(*(native(*part, load.interim_ms) for part in calls))
 
-    wanted, joined = int(seconds * SAMPLE_RATE_HZ), np.zeros(0, np.float32)
-    for part in parts():
-        if len(joined) + len(part) > wanted:
-            break  # nobody is cut off: the ends of all streams at once are no load that a day brings
-        joined = np.concatenate([joined, part])
-    return np.pad(joined, (0, wanted - len(joined)))[None]
-
-
-@dataclass(slots=True)
-class _Heard:
-    """Of one stream: wait and work of every utterance (ms), and its interim results."""
-
-    times: list[tuple[float, float]] = field(default_factory=list)
-    interims: int = 0
-    dropped: int = 0
+    yield send
 
 
-async def _one(daemon: UnderTest, audio: Samples, interim_ms: int) -> _Heard:
-    heard = _Heard()
-    async for message in stream(daemon.url, paced(audio), sample_rate=SAMPLE_RATE_HZ, interim_ms=interim_ms):
-        if message["type"] == "emotion" and message["final"]:
-            latency = message["latency_ms"]
-            work = sum(latency[stage] for stage in ("queue", "asr", "encoders", "fusion"))
-            heard.times.append((latency["total"], work))
-        elif message["type"] == "session.closed":
-            heard.interims, heard.dropped = message["totals"]["interims"], message["totals"]["dropped_interims"]
-    return heard
+def wanted_at(door: str, audio: Samples) -> list[Bounds] | None:
+    """The utterances that a server should find in `float32 [1, T]`; None behind Opus, which is not the same twice."""
+    if door == "whip":
+        return None
+    return wanted_of(through_telephone(audio) if door == "twilio" else audio)
 
 
-async def _hold(server: str, count: int, seconds: float, interim_ms: int) -> bool:
+def row_of(load: Load, heard: Sequence[Heard], found: Sequence[Entry], wanted: Sequence[list[Bounds] | None]) -> Row:
+    """What a run comes to, but for what its processes used."""
+    counts, waits, work = Tally(), [], []
+    for one, bounds in zip(heard, wanted, strict=True):
+        if not one.failed:
+            counts += tally(found, one.call, bounds, one.ids)
+        elif any(entry["call"] == one.call for entry in found):  # what was taken before it failed must still be there
+            counts += tally(found, one.call, None, None)
+        silent = one.ids is None
+        in_redis = [float(entry["lat_ms"]) for entry in finals_of(found, one.call)] if silent else []
+        waits.append(in_redis if silent else [wait for wait, _ in one.times])
+        work += [took for _, took in one.times]
+    together = [wait for part in waits for wait in part]
+    medians = [float(np.median(part)) for part in waits if part]
+    row = asdict(load) | asdict(counts)
+    row["failed"] = sorted(one.failed for one in heard if one.failed)
+    for name, values in (("wait_ms", together), ("work_ms", work)):
+        row[name] = {f"p{q}": interval(values, q) for q in _PERCENTILES} if values else {}
+    row["slowest_stream"] = max(medians) / max(_SOON_MS, float(np.median(together))) if medians else None
+    row["interims"] = sum(one.interims for one in heard)
+    row["dropped_interims"] = sum(one.dropped for one in heard)
+    p95 = [row[name]["p95"]["value"] for name in ("wait_ms", "work_ms") if row[name]]
+    row["held"] = counts.clean and not row["failed"] and bool(p95) and max(p95) < _LIMIT_MS
+    return row
+
+
+def line_of(row: Row) -> str:
+    """A row in words."""
+    parts = [f"{row['server']}, {row['door']}, {row['streams']:4} streams: {row['utterances']:5} utterances"]
+    for name in ("wait", "work"):
+        if spans := row[f"{name}_ms"]:
+            parts.append(f"{name} " + ", ".join(f"{q} {told(span).strip()}" for q, span in spans.items()) + " ms")
+    if row["slowest_stream"] is not None:
+        parts.append(f"slowest stream {row['slowest_stream']:.1f}")
+    if due := row["interims"] + row["dropped_interims"]:
+        parts.append(f"interim results {row['interims']} of {due}")
+    parts += [f"{row[name]} {name}" for name in ("lost", "repeated", "unexpected")]
+    parts += [f"{row['unended']} calls without an end"] if row["unended"] else []
+    parts += [f"{len(row['failed'])} calls failed ({row['failed'][0]})"] if row["failed"] else []
+    parts.append(f"{row['cores']:.2f} cores, {row['cpu_percent_per_stream']:.2f} % of one per stream")
+    parts.append(f"peak {row['peak_mb']:.0f} MiB, {row['mb_per_stream']:.1f} MiB per stream")
+    return ", ".join(parts) + (": held" if row["held"] else ": NOT held")
+
+
+async def _measured(load: Load) -> Row:
     voices = utterances()
-    audio = [speaker(voices, seconds, seed) for seed in range(count)]
-    async with daemon_under_test(program=_SERVERS[server]) as daemon:
-        before = daemon.cpu_s()
-        heard = await asyncio.gather(*(_one(daemon, a, interim_ms) for a in audio))
-        parts = [one.times for one in heard]
-        wait, work = (list(values) for values in zip(*(pair for part in parts for pair in part), strict=True))
-        slowest = max(float(np.median([wait for wait, _ in part])) for part in parts if part) / float(np.median(wait))
-        given, dropped = sum(one.interims for one in heard), sum(one.dropped for one in heard)
-        cores = (daemon.cpu_s() - before) / seconds
-        p95 = max(float(np.percentile(values, 95)) for values in (wait, work))
-        print(  # noqa: T201  # a program
-            f"{server} {count:4} streams: {len(work):5} utterances, "
-            f"wait p50 {percentile(wait, 50)} ms, p95 {percentile(wait, 95)} ms, "
-            f"work p50 {percentile(work, 50)} ms, p95 {percentile(work, 95)} ms, slowest stream {slowest:.1f}, "
-            f"interim results {given} of {given + dropped}, {cores:.2f} cores, peak {daemon.peak_mb():.0f} MiB: "
-            f"{'held' if p95 < _LIMIT_MS else 'NOT held'}"
-        )
-    return p95 < _LIMIT_MS
+    audio = [speaker(voices, load.seconds, seed) for seed in range(load.streams)]
+    async with SERVERS[load.server]() as under_test, _senders(load, under_test, audio) as send:
+        usage = Usage(under_test)
+        heard = await send()
+        used = usage.taken(load.streams)
+        found = await ended_entries(under_test.redis, [one.call for one in heard if not one.failed], _PATIENCE_S)
+    # What should be there is found afterwards: it is work that the streams would have felt.
+    return row_of(load, heard, found, [wanted_at(load.door, one) for one in audio]) | used
 
 
-async def _main() -> None:
+def arguments_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line's options; without `arguments` those of this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", type=int, nargs="+", default=[10, 20, 30], help="numbers of streams to try")
     parser.add_argument("--seconds", type=float, default=60.0, help="audio per stream")
-    parser.add_argument("--servers", nargs="+", choices=list(_SERVERS), default=["daemon"], help="what holds them")
+    parser.add_argument(
+        *("--server", "--servers"),
+        dest="servers",
+        nargs="+",
+        choices=list(SERVERS),
+        default=["daemon"],
+        help="what holds them",
+    )
+    parser.add_argument("--door", dest="doors", nargs="+", choices=DOORS, default=["native"], help="how they come in")
     parser.add_argument("--interim-ms", type=int, default=1000, help="distance of interim results, 0 for none")
-    options = parser.parse_args()
-    held = dict.fromkeys(options.servers, 0)
+    add_json(parser)
+    options = parser.parse_args(arguments)
+    if (others := set(options.servers) & set(BASELINES)) and set(options.doors) != {"native"}:
+        parser.error(f"{' and '.join(sorted(others))} have the native door alone, not {' '.join(options.doors)}")
+    return options
+
+
+async def _main() -> None:
+    options = arguments_of()
+    rows, held = [], {}
     for server in options.servers:
-        for count in options.streams:
-            if not await _hold(server, count, options.seconds, options.interim_ms):
-                break
-            held[server] = count
-    print("streams held: " + ", ".join(f"{server} {count}" for server, count in held.items()))  # noqa: T201  # a program
+        for door in options.doors:
+            held[server, door] = 0
+            for count in options.streams:
+                row = await _measured(Load(server, door, count, options.seconds, options.interim_ms))
+                rows.append(row)
+                print(line_of(row), flush=True)  # noqa: T201  # a program
+                if not row["held"]:
+                    break
+                held[server, door] = count
+    counts = ", ".join(f"{server} {count} ({door})" for (server, door), count in held.items())
+    print(f"streams held: {counts}")  # noqa: T201
+    write(options.json, made("streams", rows))
 
 
 if __name__ == "__main__":

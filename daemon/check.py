@@ -82,7 +82,8 @@ def checked(config: Config) -> dict[str, str]:
         "encoders": "\n".join(_encoder(encoder, bundle, config) for encoder in ensemble.encoders),
         "size": _size(bundle),
         "operations": _operations(bundle),
-        "device": f"{device}; {ctranslate2.get_cuda_device_count() or 'no'} GPU here, and CUDA is not needed",
+        "device": f"{device}; {ctranslate2.get_cuda_device_count() or 'no'} GPU here, "
+        + ("and CUDA is not needed" if device == "cpu" else "and CUDA is used"),
         "precision": _precisions(bundle, device),
         "memory": f"at least {_short(needed)}B for the program and its weights"
         + (f"; {_short(available)}B are free here" if available is not None else ""),

@@ -43,6 +43,7 @@ from daemon.sinks.redis import StreamSettings, connect, without_password
 from daemon.transports.whip.rules import IceServer, WhipRules
 from model.audio import POST_PAD, SAMPLES_PER_MS
 from model.labels import CLASSES
+from model.providers import ConvSearch, FixedShape, GpuSettings
 from model.segmenter import Endpointing
 from model.signature import read_public_key
 
@@ -124,6 +125,16 @@ class ModelsConfig(_Section):
     """How models run."""
 
     device: str = "auto"
+    ensemble_device: str = "auto"
+    """Of members and meta-classifier; "auto" is the encoders'."""
+    gpu_memory_mb: int = Field(default=0, ge=0)
+    """Most memory of the arena of one graph on a GPU; 0 has no limit."""
+    conv_search: ConvSearch = "HEURISTIC"
+    """How cuDNN chooses a convolution."""
+    engine_cache: Path = Path(".medusa/engines")
+    """Where TensorRT keeps what it builds."""
+    cuda_graphs: tuple[str, ...] = ()
+    """Shapes of batches whose encoder passes are recorded and replayed."""
     threads: int = Field(default_factory=default_threads, gt=0)
     whisper_sources: tuple[str, ...] = ()
     trusted_keys: tuple[str, ...] = ()
@@ -134,6 +145,18 @@ class ModelsConfig(_Section):
     workers: int = Field(default=2, gt=0)
     shadow: Path | None = None
     """A second bundle, whose results are compared with those of the first and shown to no client."""
+
+    @field_validator("cuda_graphs")
+    @classmethod
+    def _are_shapes(cls, shapes: tuple[str, ...]) -> tuple[str, ...]:
+        if len({FixedShape.parse(shape) for shape in shapes}) < len(shapes):
+            raise ValueError("each shape once")
+        return shapes
+
+    def gpu(self) -> GpuSettings:
+        """As graphs take them."""
+        shapes = tuple(map(FixedShape.parse, self.cuda_graphs))
+        return GpuSettings(self.gpu_memory_mb, self.conv_search, self.engine_cache, shapes)
 
     @field_validator("trusted_keys")
     @classmethod
@@ -442,6 +465,8 @@ class Config(BaseSettings):
         batch = BatchSettings(m.max_batch_size, m.max_queue_delay_ms / 1000, m.max_queue_size, m.workers)
         return EngineSettings(
             device=m.device,
+            ensemble_device=m.ensemble_device,
+            gpu=m.gpu(),
             threads=m.threads,
             batch=batch,
             whisper_sources=m.whisper_sources,

@@ -9,6 +9,7 @@ from typing import Final
 from daemon.asr import Heard, scorable
 from model.adaptation import FUNCTIONALS, NO_HISTORY, History
 from model.audio import Samples
+from model.binding import BoundFrames
 from model.features import Frames, functionals, prosody_frames
 from model.posteriors import Posteriors
 from model.runtime import Runtime
@@ -42,6 +43,7 @@ class EmotionModel:
     """Every encoder but Whisper's, and the ensemble, as a batcher calls them.
 
     Words that the recogniser itself does not trust are not read: the text modalities are then empty, as in interim results.
+    Where encoders and ensemble share a device, frames stay on it between them.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -60,12 +62,13 @@ class EmotionModel:
             items: utterances of one bucket.
             fallback: which of the bundle's smaller ensembles scores them, counted from 1; 0 for all members.
         """
-        begun = time.perf_counter()
-        frames = self._frames(items, self._needed[fallback])
-        histories = self._adapt(items, frames)
-        encoded = time.perf_counter()
-        posteriors = self._ensembles[fallback].score(frames)
-        fused = time.perf_counter()
+        with self._runtime.turn:
+            begun = time.perf_counter()
+            frames, bound = self._frames(items, self._needed[fallback])
+            histories = self._adapt(items, frames)
+            encoded = time.perf_counter()
+            posteriors = self._ensembles[fallback].score(frames, bound)
+            fused = time.perf_counter()
         known = [0.0 if self._adaptation is None else self._adaptation.known(item.history) for item in items]
         return [
             Scored(posterior, encoded - begun, fused - encoded, history, share)
@@ -83,18 +86,26 @@ class EmotionModel:
             histories.append(self._adaptation.heard(item.history, plain, len(item.audio)))
         return histories
 
-    def _frames(self, items: Sequence[EmotionItem], needed: AbstractSet[str]) -> list[dict[str, Frames]]:
-        """The modalities that are needed."""
-        audio = [scorable(item.audio) for item in items]
+    def _frames(
+        self, items: Sequence[EmotionItem], needed: AbstractSet[str]
+    ) -> tuple[list[dict[str, Frames]], dict[str, BoundFrames]]:
+        """The modalities that are needed, of each utterance, and those of all of them that stay on the device."""
+        audio, words = [scorable(item.audio) for item in items], _believed(items)
         rows = [self._computed(samples, item.heard.frames, needed) for samples, item in zip(audio, items, strict=True)]
+        bound: dict[str, BoundFrames] = {}
         for speech in (each for each in self._runtime.speech if each.spec.name in needed):
+            if self._runtime.shared and speech.binds:
+                bound[speech.spec.name] = speech.encode_bound(audio)
+                continue
             for row, frames in zip(rows, speech.encode(audio), strict=True):
                 row[speech.spec.name] = frames
-        words = _believed(items)
         for text in (each for each in self._runtime.text if each.spec.name in needed):
+            if self._runtime.shared and text.binds and any(words):  # without words there is no pass
+                bound[text.spec.name] = text.encode_bound(words)
+                continue
             for row, frames in zip(rows, text.encode(words), strict=True):
                 row[text.spec.name] = frames
-        return rows
+        return rows, bound
 
     def _computed(self, audio: Samples, whisper: Frames, needed: AbstractSet[str]) -> dict[str, Frames]:
         """The modalities of one utterance that need no network of their own."""

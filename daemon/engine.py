@@ -25,7 +25,8 @@ from daemon.policy import Transcripts, shown
 from model.adaptation import NO_HISTORY, History
 from model.audio import MIN_UTTERANCE, bucket_length, ms_from_samples
 from model.bundle import Bundle, BundleError
-from model.onnx_session import CPU, CUDA, ProviderError, has_cuda
+from model.onnx_session import ProviderError
+from model.providers import AUTO, DEVICES, Execution, GpuSettings, settled
 from model.runtime import Runtime, load_runtime
 from model.signature import KeyFormatError, require_signature
 from model.sources import SourceError, resolve, sha256_of
@@ -43,7 +44,9 @@ class EngineSettings:
     """How models run.
 
     Attributes:
-        device: "auto" (a GPU where CTranslate2 sees one), "cpu" or "cuda" for the encoders that read audio.
+        device: of the encoders: "auto" (a GPU where CTranslate2 sees one), "cpu", "cuda" or "tensorrt".
+        ensemble_device: of the ensemble; "auto" is the encoders'.
+        gpu: what graphs on a GPU are told.
         threads: threads of one batch on the CPU.
         batch: sizes and delays of every batcher.
         whisper_sources: where Whisper's weights are; empty takes the bundle's own list.
@@ -52,7 +55,9 @@ class EngineSettings:
         fallback_wait_s: how long finals wait before members drop out, where the bundle declares an order.
     """
 
-    device: str = "auto"
+    device: str = AUTO
+    ensemble_device: str = AUTO
+    gpu: GpuSettings = field(default_factory=GpuSettings)
     threads: int = 1
     batch: BatchSettings = field(default_factory=BatchSettings)
     whisper_sources: tuple[str, ...] = ()
@@ -71,8 +76,13 @@ class Models:
     languages: tuple[str, ...]
 
 
-def load_models(folder: Path, settings: EngineSettings) -> Models:
+def load_models(folder: Path, settings: EngineSettings, execution: Execution | None = None) -> Models:
     """Verifies the bundle and loads everything it needs.
+
+    Args:
+        folder: the bundle's.
+        settings: how models run.
+        execution: where its graphs run, for who measures; None for what the settings say.
 
     Raises:
         ConfigError: if the bundle is damaged or not signed by who is trusted, weights are missing or others, or the device
@@ -81,7 +91,7 @@ def load_models(folder: Path, settings: EngineSettings) -> Models:
     try:
         device = pick_device(settings.device)
         require_signature(folder, settings.trusted_keys)
-        runtime = load_runtime(folder, settings.threads, _acoustic_providers(settings.device, device))
+        runtime = load_runtime(folder, settings.threads, execution or execution_of(settings))
         whisper = _load_whisper(runtime, settings, device)
     except (BundleError, SourceError, ProviderError, KeyFormatError) as error:
         raise ConfigError(str(error)) from error
@@ -123,27 +133,33 @@ def decoder_precision(encoder: EncoderSpec, device: str) -> str:
     return encoder.compute_type if device == "cpu" else "float16"
 
 
-def _acoustic_providers(wanted: str, device: str) -> tuple[str, ...]:
-    """Where graphs that read audio run: beside CTranslate2, but "auto" takes the CPU if onnxruntime has no CUDA."""
-    if device == "cuda" and (wanted == "cuda" or has_cuda()):
-        return (CUDA, CPU)
-    return (CPU,)
+def execution_of(settings: EngineSettings) -> Execution:
+    """Where graphs run: beside CTranslate2, but "auto" takes the CPU if onnxruntime has no CUDA.
+
+    Raises:
+        ProviderError: if a device is asked for that is not there.
+    """
+    gpus = ctranslate2.get_cuda_device_count()
+    device = settled(settings.device, gpus)
+    ensemble = device if settings.ensemble_device == AUTO else settled(settings.ensemble_device, gpus)
+    return Execution(device, ensemble, settings.gpu, settings.batch.max_batch_size)
 
 
 def pick_device(wanted: str) -> str:
-    """The device for Whisper.
+    """The device for Whisper, which CTranslate2 decodes: TensorRT is for graphs, CUDA is beside it.
 
     Raises:
         ConfigError: if CUDA is asked for and not there: never a silent fallback.
     """
-    gpus = ctranslate2.get_cuda_device_count()
-    if wanted == "cuda" and gpus == 0:
+    gpus, known = ctranslate2.get_cuda_device_count(), (AUTO, *DEVICES)
+    if wanted not in known:
+        raise ConfigError(f"device is {wanted!r}; it must be one of {', '.join(known)}")
+    if wanted in ("cuda", "tensorrt") and gpus == 0:
         raise ConfigError(
-            'device is "cuda", but CTranslate2 sees no GPU: install the CUDA libraries or set device to "cpu"'
+            f'device is "{wanted}", but CTranslate2 sees no GPU: check nvidia-smi, install the CUDA libraries '
+            '(pip install "medusa-rt[gpu]"), or set device to "cpu"'
         )
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f'device is {wanted!r}; it must be "auto", "cpu" or "cuda"')
-    return "cuda" if wanted == "cuda" or (wanted == "auto" and gpus > 0) else "cpu"
+    return "cpu" if wanted == "cpu" or gpus == 0 else "cuda"
 
 
 Listener = Callable[[Bundle, CallInfo, Utterance, Heard], None]

@@ -28,10 +28,10 @@ from model.bundle import (
     WHISPER_INPUT,
     WHISPER_OUTPUT,
 )
+from model.device_shapes import SHORTEST_SPEECH
 from model.network.encoders import TextEncoder
 from model.network.speech_encoder import SpeechEncoder
 from model.network.whisper_encoder import WhisperEncoder
-from model.onnx_encoders import SHORTEST_SPEECH
 from model.text import MAX_TOKENS
 
 INLINE_BYTES: Final = 1 << 29

@@ -2,14 +2,15 @@
 
 A component is given a precision while the others stay the networks in torch, so a row shows that component's loss alone. Every
 graph that is measured is written: FOLDER/PRECISION/encoders/NAME.onnx and so on. A component that a precision leaves as it is
-in float32 shows the loss of float32.
+in float32 shows the loss of float32. Fallbacks are compared with their own networks: what they lose is not what leaving
+members out costs.
 
 Shapes: N = utterances.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -22,7 +23,7 @@ from export.encoders import weights_file, write_graph
 from export.errors import DestinationError
 from export.parity import Limits
 from export.parity_encoders import graph_session
-from export.parity_graphs import Array, feed, member_difference
+from export.parity_graphs import Array, Item, feed, member_difference
 from export.parity_utterances import (
     Heard,
     Rows,
@@ -35,7 +36,7 @@ from export.precision import ENSEMBLE_COMPONENT, PRECISIONS, Precision, converte
 from export.references import reference_of, relative
 from export.to_onnx import export_ensemble, export_member
 from model.audio import MAX_UTTERANCE, MIN_UTTERANCE, pad_to
-from model.bundle import ENSEMBLE, graph_file, inputs_of
+from model.bundle import ENSEMBLE, fallback_file, graph_file, inputs_of
 from model.network.checkpoint import Checkpoint, load_checkpoint
 from model.onnx_encoders import with_graphs
 from model.recording import read_mono
@@ -122,7 +123,7 @@ def measure_precisions(
     for precision in PRECISIONS:
         for part in ("encoders", "members"):
             (folder / precision / part).mkdir(parents=True)
-    total = len(PRECISIONS) * (len(with_graphs(checkpoint.spec)) + 2)
+    total = len(PRECISIONS) * (len(with_graphs(checkpoint.spec)) + 2 + len(checkpoint.fallbacks))
     rows = []
     for row in _measured(checkpoint, folder, utterances, limits):
         rows.append(row)
@@ -153,14 +154,8 @@ def _measured(checkpoint: Checkpoint, folder: Path, utterances: Sequence[Utteran
     frames = {encoder.name: Heard(reference_of(encoder), utterances).network() for encoder in graphs}
     items = rows.complete(frames)
     expected = network_posteriors(checkpoint, items)
-
-    def row(component: str, version: _Version, found: Array, hidden: float | None, speed: float | None) -> Row:
-        same = float((expected.argmax(axis=1) == found.argmax(axis=1)).mean())
-        posterior, limit = float(np.abs(expected - found).max()), limits.accepted(version.precision)
-        return Row(component, version.precision, version.size, hidden, posterior, same, speed, limit)
-
     for encoder in graphs:
-        reference, exact_s = reference_of(encoder), 0.0
+        reference, exact_s, component = reference_of(encoder), 0.0, f"encoder {encoder.name}"
         heard = Heard(reference, utterances)
         for version in _versions(reference.graph(), folder, graph_file(encoder)):
             session = graph_session(version.path)
@@ -168,16 +163,36 @@ def _measured(checkpoint: Checkpoint, folder: Path, utterances: Sequence[Utteran
             took_s = _seconds([partial(reference.found, session, [item]) for item in heard.items[:_TIMED]])
             exact_s = exact_s or took_s
             posteriors = network_posteriors(checkpoint, rows.complete(frames | {encoder.name: found}))
-            hidden = relative(frames[encoder.name], found)
-            yield row(f"encoder {encoder.name}", version, posteriors, hidden, _speed(version, exact_s, took_s))
+            row = _row(component, version, limits, expected, posteriors, _speed(version, exact_s, took_s))
+            yield replace(row, hidden=relative(frames[encoder.name], found))
     yield from _members(checkpoint, folder, limits)
-    feeds, exact_s = [feed(inputs_of(checkpoint.spec), [item]) for item in items[:_TIMED]], 0.0
-    for version in _versions(export_ensemble(checkpoint.ensemble()), folder, ENSEMBLE):
+    parts = {ENSEMBLE: (ENSEMBLE_COMPONENT, checkpoint)}
+    for number in range(1, len(checkpoint.fallbacks) + 1):
+        parts[fallback_file(number)] = f"fallback {number}", checkpoint.fallback(number)
+    for file, (component, part) in parts.items():
+        yield from _ensemble(component, part, file, folder, items, limits)
+
+
+def _ensemble(
+    component: str, part: Checkpoint, file: str, folder: Path, items: Sequence[Item], limits: Limits
+) -> Iterator[Row]:
+    """The whole ensemble or a fallback, against its own networks."""
+    expected, exact_s = network_posteriors(part, items), 0.0
+    feeds = [feed(inputs_of(part.spec), [item]) for item in items[:_TIMED]]
+    for version in _versions(export_ensemble(part.ensemble()), folder, file):
         session = graph_session(version.path)
         took_s = _seconds([partial(session.run, None, one) for one in feeds])
         exact_s = exact_s or took_s
-        posteriors = graph_posteriors(checkpoint, session, items)
-        yield row(ENSEMBLE_COMPONENT, version, posteriors, None, _speed(version, exact_s, took_s))
+        found = graph_posteriors(part, session, items)
+        yield _row(component, version, limits, expected, found, _speed(version, exact_s, took_s))
+
+
+def _row(
+    component: str, version: "_Version", limits: Limits, expected: Array, found: Array, speed: float | None
+) -> Row:
+    same = float((expected.argmax(axis=1) == found.argmax(axis=1)).mean())
+    posterior, limit = float(np.abs(expected - found).max()), limits.accepted(version.precision)
+    return Row(component, version.precision, version.size, None, posterior, same, speed, limit)
 
 
 def _members(checkpoint: Checkpoint, folder: Path, limits: Limits) -> Iterator[Row]:

@@ -2,7 +2,9 @@
 
     NAME_ENCODER/config.pbtxt, NAME_ENCODER/1/model.onnx       every encoder whose graph travels with the bundle
     NAME_ensemble/config.pbtxt, NAME_ensemble/1/model.onnx     members, meta-classifier and calibration
+    NAME_fallback-N/config.pbtxt, ...                          the same of fewer members, where the bundle has fallbacks
     NAME_pipeline/config.pbtxt, NAME_pipeline/1/               encoders into the ensemble, where tensors connect directly
+    NAME_fallback-N_pipeline/config.pbtxt, ...                 the same into a fallback
 
 Weights that lie beside a graph lie beside its copy. What is no graph (mel frames, tokens, prosody, functionals, masks, padding)
 the client computes: docs/bundle.md.
@@ -22,7 +24,8 @@ from typing import Final
 import onnx
 
 from export.errors import DestinationError, ExportError
-from model.bundle import ENSEMBLE, Bundle, inputs_of
+from model.bundle import ENSEMBLE, Bundle, fallback_file, inputs_of
+from model.spec import EnsembleSpec
 
 MAX_BATCH: Final = 32
 PREFERRED_BATCHES: Final = (4, 8, 16, 32)
@@ -94,17 +97,21 @@ def write_repository(bundle: Bundle, out: Path) -> list[str]:
         raise ExportError(f"{name!r} is no name of a Triton model: letters, digits, _, . and - are")
     files = [file for file in bundle.manifest.files if re.fullmatch(rf"{_ENCODERS}/[^/]+\.onnx", file)]
     encoders = {Path(file).stem: _model(bundle, f"{name}_{Path(file).stem}", file) for file in files}
-    ensemble = _model(bundle, f"{name}_ensemble", ENSEMBLE)
-    steps = _steps(bundle, encoders, ensemble)
+    ensembles = [(_model(bundle, f"{name}_ensemble", ENSEMBLE), bundle.spec, f"{name}_pipeline")]
+    for number, fallback in enumerate(bundle.manifest.fallbacks, 1):
+        file = fallback_file(number)
+        model = _model(bundle, f"{name}_{Path(file).stem}", file)
+        ensembles.append((model, bundle.spec.reduced(fallback.members), f"{model.name}_pipeline"))
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temporary:
         staged = Path(temporary) / out.name
-        for model in (*encoders.values(), ensemble):
+        for model in (*encoders.values(), *(model for model, *_ in ensembles)):
             _write_model(bundle, model, staged / model.name)
-        if steps:
-            (staged / f"{name}_pipeline" / "1").mkdir(parents=True)  # Triton wants a version's folder, empty or not
-            text = _pipeline_config(f"{name}_pipeline", steps)
-            (staged / f"{name}_pipeline" / "config.pbtxt").write_text(text, encoding="utf-8")
+        for model, spec, pipeline in ensembles:
+            if steps := _steps(spec, encoders, model):
+                (staged / pipeline / "1").mkdir(parents=True)  # Triton wants a version's folder, empty or not
+                text = _pipeline_config(pipeline, steps)
+                (staged / pipeline / "config.pbtxt").write_text(text, encoding="utf-8")
         names = sorted(path.name for path in staged.iterdir())
         os.replace(staged, out)
     return names
@@ -153,18 +160,18 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 yield from _tensors(inner)
 
 
-def _steps(bundle: Bundle, encoders: Mapping[str, _Model], ensemble: _Model) -> list[_Step]:
+def _steps(spec: EnsembleSpec, encoders: Mapping[str, _Model], ensemble: _Model) -> list[_Step]:
     """The ensemble behind the encoders whose output is its input as it stands; empty where there is none."""
     wanted = {tensor.name: tensor for tensor in ensemble.inputs}
     steps = []
-    for spec in inputs_of(bundle.spec):
-        model = encoders.get(spec.name)
-        if model is None or spec.stack != 1:  # stacked frames are padded to a multiple between encoder and ensemble
+    for encoder in inputs_of(spec):
+        model = encoders.get(encoder.name)
+        if model is None or encoder.stack != 1:  # stacked frames are padded to a multiple between encoder and ensemble
             continue
-        fitting = [output for output in model.outputs if output.named(spec.name) == wanted.get(spec.name)]
+        fitting = [output for output in model.outputs if output.named(encoder.name) == wanted.get(encoder.name)]
         if len(fitting) == 1:
-            inputs = {tensor.name: f"{spec.name}_encoder_{tensor.name}" for tensor in model.inputs}
-            steps.append(_Step(model, inputs, {fitting[0].name: spec.name}))
+            inputs = {tensor.name: f"{encoder.name}_encoder_{tensor.name}" for tensor in model.inputs}
+            steps.append(_Step(model, inputs, {fitting[0].name: encoder.name}))
     if not steps:
         return []
     inputs, outputs = ({t.name: t.name for t in tensors} for tensors in (ensemble.inputs, ensemble.outputs))

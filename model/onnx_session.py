@@ -11,10 +11,25 @@ from model.bundle import FIXED, BundleError, Shape
 
 Shapes = Mapping[str, Shape]
 
+Provider = tuple[str, Mapping[str, str]]
+"""An execution provider and its options (`model.providers` has those of devices)."""
+
 CPU: Final = "CPUExecutionProvider"
 CUDA: Final = "CUDAExecutionProvider"
-_OPTIONS: Final = {CUDA: {"use_tf32": "0"}}
-"""TF32 keeps ten bits of a float32: not what the parity figures were measured with."""
+TENSORRT: Final = "TensorrtExecutionProvider"
+_REMEDIES: Final = {
+    CUDA: (
+        'install "medusa-rt[gpu]" and then let onnxruntime-gpu alone own its folder, which the CPU package overwrites: '
+        "pip uninstall --yes onnxruntime && pip install --force-reinstall --no-deps onnxruntime-gpu==VERSION; "
+        "the driver must know CUDA 13 (580 or newer)"
+    ),
+    TENSORRT: (
+        "it comes with onnxruntime-gpu and needs TensorRT 10 beside it: pip install "
+        '"tensorrt-cu13-libs>=10.13,<11", with its folder in LD_LIBRARY_PATH'
+    ),
+}
+_FOLDERS: Final = {"trt_engine_cache_path", "trt_timing_cache_path"}
+"""Options that name a folder which has to be there."""
 _ERRORS_ONLY: Final = 3
 _LOAD_ERRORS: Final = (
     native.Fail,
@@ -31,44 +46,55 @@ class ProviderError(RuntimeError):
     """ONNX Runtime cannot compute where it was asked to; the message says what it has."""
 
 
-def has_cuda() -> bool:
-    """Whether this onnxruntime was built for CUDA."""
-    return CUDA in onnxruntime.get_available_providers()
+def remedy(provider: str) -> str:
+    """What to do where a provider is not there or does not start."""
+    known = _REMEDIES.get(provider, "name one that it has")
+    return known.replace("VERSION", onnxruntime.__version__)
 
 
-def make_session(model: Path | bytes, threads: int, providers: Sequence[str] = (CPU,)) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session that keeps no memory between calls.
+def make_session(
+    model: Path | bytes, threads: int, providers: Sequence[str | Provider] = (CPU,)
+) -> onnxruntime.InferenceSession:
+    """An ONNX Runtime session that keeps no memory between calls on a CPU.
 
     With inputs of every length, the CPU arena and its memory patterns keep the largest block of each shape: both are off.
 
     Args:
         model: a file or its bytes.
         threads: threads of one call.
-        providers: ONNX Runtime's execution providers in order of preference, each of which must be there.
+        providers: ONNX Runtime's execution providers in order of preference, each of which must be there; a name alone
+            has no options.
 
     Raises:
         ProviderError: if a provider is not there or does not start: never a silent fallback.
     """
+    named = [(each, {}) if isinstance(each, str) else (each[0], dict(each[1])) for each in providers]
     available = onnxruntime.get_available_providers()
-    if missing := [name for name in providers if name not in available]:
-        raise ProviderError(f"this onnxruntime has no {', '.join(missing)}: it has {', '.join(available)}")
+    if missing := [name for name, _ in named if name not in available]:
+        has = f"this onnxruntime has no {', '.join(missing)}: it has {', '.join(available)}"
+        raise ProviderError(f"{has}; {remedy(missing[0])}")
+    if any(name != CPU for name, _ in named):
+        onnxruntime.preload_dlls()  # CUDA and cuDNN that pip installed lie where the loader does not look
+    for _, chosen in named:
+        for key in _FOLDERS & chosen.keys():  # ONNX Runtime makes the last folder of a path, not those above it
+            Path(chosen[key]).mkdir(parents=True, exist_ok=True)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False
     options.log_severity_level = _ERRORS_ONLY
-    named = [(name, _OPTIONS.get(name, {})) for name in providers]
     session = onnxruntime.InferenceSession(model, options, providers=named)
-    if silent := [name for name in providers if name not in session.get_providers()]:
+    if silent := [name for name, _ in named if name not in session.get_providers()]:
         raise ProviderError(
-            f"onnxruntime has {', '.join(silent)} but could not start it: check its driver and libraries"
+            f"onnxruntime has {', '.join(silent)} but could not start it: "
+            f"check that nvidia-smi sees the GPU, then its libraries: {remedy(silent[0])}"
         )
     return session
 
 
 def load_graph(
-    path: Path, threads: int, providers: Sequence[str], inputs: Shapes, outputs: Shapes
+    path: Path, threads: int, providers: Sequence[str | Provider], inputs: Shapes, outputs: Shapes
 ) -> onnxruntime.InferenceSession:
     """A session of a bundle's graph.
 

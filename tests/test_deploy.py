@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,12 +32,15 @@ DEPLOY: Final = ROOT / "deploy"
 COMPOSE: Final[dict[str, Any]] = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
 DASHBOARD: Final[dict[str, Any]] = json.loads((DEPLOY / "grafana/dashboards/medusa.json").read_text(encoding="utf-8"))
 PANELS: Final[list[dict[str, Any]]] = DASHBOARD["panels"]
-DOCKERFILE: Final = (DEPLOY / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
+IMAGES: Final = ("Dockerfile", "Dockerfile.gpu")
+EXTRAS: Final = {"Dockerfile": {"demo"}, "Dockerfile.gpu": {"demo", "gpu"}}
+"""The daemon, and the words' weights; no torch."""
 
 
-def instructions(name: str) -> list[list[str]]:
-    """The words behind every instruction of a kind in the Dockerfile."""
-    lines = [line.partition(" ") for line in DOCKERFILE.splitlines() if line.startswith(f"{name} ")]
+def instructions(name: str, image: str) -> list[list[str]]:
+    """The words behind every instruction of a kind in a Dockerfile."""
+    text = (DEPLOY / image).read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line.partition(" ") for line in text.splitlines() if line.startswith(f"{name} ")]
     return [shlex.split(words, posix=False) for _, _, words in lines]
 
 
@@ -104,32 +108,81 @@ def queries() -> list[tuple[str, str]]:
     return [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
 
 
-def test_every_path_that_the_dockerfile_copies_is_there() -> None:
-    copied = [words for words in instructions("COPY") if not words[0].startswith("--from")]
+@pytest.mark.parametrize("image", IMAGES)
+def test_every_path_that_the_dockerfile_copies_is_there(image: str) -> None:
+    copied = [words for words in instructions("COPY", image) if not words[0].startswith("--from")]
     sources = [source for *paths, _ in copied for source in paths]
     assert {"daemon", "model", "train", "export", "pyproject.toml", "constraints.txt"} <= set(sources)
     assert [source for source in sources if not (ROOT / source).exists()] == []
-    let_in = (DEPLOY / "Dockerfile.dockerignore").read_text(encoding="utf-8").split()
+    let_in = (DEPLOY / f"{image}.dockerignore").read_text(encoding="utf-8").split()
     assert {line[1:] for line in let_in if line.startswith("!")} == set(sources), "what is copied reaches the build"
 
 
-def test_the_image_is_pinned_small_and_without_rights() -> None:
-    (run,) = [words for words in instructions("RUN") if "pip" in " ".join(words)]
-    assert "--constraint" in run
-    extras = re.search(r"\.\[(.*?)\]", " ".join(run))
+@pytest.mark.parametrize("image", IMAGES)
+def test_the_image_is_pinned_small_and_without_rights(image: str) -> None:
+    installs = [words for words in instructions("RUN", image) if "install" in words]
+    assert all("--constraint" in run for run in installs)
+    extras = re.search(r"\.\[(.*?)\]", " ".join(installs[0]))
     assert extras is not None
-    assert extras[1] == "demo", "the daemon, and the words' weights; no torch"
-    assert instructions("USER") == [["medusa"]]
-    assert instructions("HEALTHCHECK")
-    assert all(not words[0].endswith(":latest") for words in instructions("FROM"))
+    assert set(extras[1].split(",")) == EXTRAS[image]
+    assert instructions("USER", image) == [["medusa"]]
+    assert instructions("HEALTHCHECK", image)
+    assert all(not words[0].endswith(":latest") for words in instructions("FROM", image))
 
 
-def test_what_the_container_runs_is_a_command() -> None:
-    entry = json.loads(" ".join(instructions("ENTRYPOINT")[0]))
-    command = json.loads(" ".join(instructions("CMD")[0]))
+@pytest.mark.parametrize("image", IMAGES)
+def test_what_the_container_runs_is_a_command(image: str) -> None:
+    entry = json.loads(" ".join(instructions("ENTRYPOINT", image)[0]))
+    command = json.loads(" ".join(instructions("CMD", image)[0]))
     assert entry == ["medusa-daemon"]
     assert command == ["serve", "--host", "0.0.0.0"]
-    assert instructions("EXPOSE") == [[str(Config.model_fields["port"].default)]]
+    assert instructions("EXPOSE", image) == [[str(Config.model_fields["port"].default)]]
+
+
+def environment(image: str) -> dict[str, str]:
+    """What an image sets for its programs."""
+    return dict(pair.split("=", 1) for words in instructions("ENV", image) for pair in words)
+
+
+def test_both_images_are_one_but_for_the_gpu() -> None:
+    for name in ("FROM", "COPY", "USER", "WORKDIR", "EXPOSE", "HEALTHCHECK", "STOPSIGNAL", "ENTRYPOINT", "CMD"):
+        assert instructions(name, "Dockerfile") == instructions(name, "Dockerfile.gpu"), name
+    plain, gpu = map(environment, IMAGES)
+    assert plain.items() <= gpu.items()
+
+
+def test_the_gpu_image_has_one_onnxruntime() -> None:
+    """Else the one that was installed last, which may be the CPU's, is what there is."""
+    (_, repair) = [" ".join(words) for words in instructions("RUN", "Dockerfile.gpu") if "pip" in " ".join(words)]
+    removed, installed, checked = (part.strip() for part in repair.split("&&"))
+    assert removed.endswith("uninstall --yes onnxruntime onnxruntime-gpu")
+    assert "--no-deps" in installed.split(), "its dependencies are there, and the CPU's package is not to come back"
+    assert installed.endswith("onnxruntime-gpu")
+    assert "CUDAExecutionProvider" in checked
+
+
+def test_the_gpu_image_asks_for_a_gpu_and_finds_every_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = environment("Dockerfile.gpu")
+    for name, value in found.items():
+        if name.startswith("MEDUSA_"):
+            monkeypatch.setenv(name, value)
+    assert load_config(None, {}).models.device == "cuda"
+    assert found["NVIDIA_TF32_OVERRIDE"] == "0"
+    folders = found["LD_LIBRARY_PATH"].split(":")
+    version = re.search(r"python:(\d+\.\d+)", instructions("FROM", "Dockerfile.gpu")[-1][0])
+    assert version is not None
+    assert all(folder.startswith(f"/opt/medusa/lib/python{version[1]}/site-packages/nvidia/") for folder in folders)
+    assert {folder.split("/")[-2] for folder in folders} == {"cublas", "cu13", "cudnn"}
+
+
+def test_the_gpu_extra_is_pinned_and_as_new_as_the_cpu() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = {re.split(r"[\[<>=]", line)[0] for line in project["optional-dependencies"]["gpu"]} - {project["name"]}
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").split())
+    assert wanted <= set(pins)
+    assert pins["onnxruntime-gpu"] == pins["onnxruntime"]
+    assert pins["nvidia-cublas"].split(".")[0] == "13", "what onnxruntime-gpu is linked against"
+    assert pins["nvidia-cublas-cu12"].split(".")[0] == "12", "what CTranslate2 loads"
 
 
 def test_paths_of_compose_are_there() -> None:

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from model.network.member import Member
+from model.spec import EncoderSpec
 from train.ablation_report import write_ablations
 from train.ablation_tables import MAJORITY, SINGLE, SOFT, SOUP, ensembles_table, members_table
 from train.ablations import ABLATIONS, Ablation, chosen_members, ensemble_sizes
 from train.config import Recipe
+from train.contamination import KEY, contaminating_members
 from train.cost import Cost
+from train.dataset import Examples
 from train.evaluate import majority_vote
 from train.execution import device_of
 from train.features import Progress
@@ -60,10 +64,7 @@ def ablate(
     tasks = [Task(job, recipe, out / "members") for job in jobs_of(recipe)]
     for ablation in ABLATIONS:
         tasks += _tasks(ablation, recipe, prepared, out, chosen) if ablation.is_trained else []
-    for task, seconds in train_side_by_side(tasks, recipe, data, cache, workers, progress):
-        cost = Cost(task.folder.parent)
-        for stage, spent in seconds.items():
-            cost.add(stage, task.job.name, spent)
+    train_missing(tasks, recipe, data, cache, workers, progress)
     trained = read_members(recipe, prepared.training, out / "members", device)
     full = {name: trained[name][ALL_SPEAKERS] for name in chosen}
     changed = {
@@ -95,6 +96,26 @@ def ablate(
             "sets": sets,
         },
     )
+
+
+def train_missing(
+    tasks: Sequence[Task], recipe: Recipe, data: Path, cache: Path, workers: int, progress: Progress
+) -> None:
+    """Trains members that are not there, side by side, and notes what each has cost beside their folder."""
+    for task, seconds in train_side_by_side(tasks, recipe, data, cache, workers, progress):
+        cost = Cost(task.folder.parent)
+        for stage, spent in seconds.items():
+            cost.add(stage, task.job.name, spent)
+
+
+def guesses_of(
+    networks: Networks, encoders: Mapping[str, EncoderSpec], examples: Examples, bias: Tensor
+) -> dict[str, Guesses]:
+    """What each of several members guesses, `[N]`."""
+    return {
+        name: np.asarray(predict(network, encoders, examples, bias)[0].argmax(axis=1), np.int64)
+        for name, network in networks.items()
+    }
 
 
 def _tasks(ablation: Ablation, recipe: Recipe, prepared: Prepared, out: Path, chosen: Sequence[str]) -> list[Task]:
@@ -138,12 +159,6 @@ def _compare(
     test, encoders = prepared.test[name], recipe.encoder_specs()
     reference = reference_of(test, prepared.votes[name], prepared.genders[name])
     bias = class_bias(prepared.training.trained_classes)
-
-    def guesses(networks: Networks) -> Guesses:
-        columns = [predict(network, encoders, test, bias)[0].argmax(axis=1) for network in networks.values()]
-        return np.stack(columns, axis=1).astype(np.int64)
-
-    of_full = dict(zip(full, guesses(full).T, strict=True))
     joined = {}
     for names, stacked in ensembles.items():
         predictions = [predict(member, encoders, test, bias) for member in stacked.members]
@@ -160,7 +175,14 @@ def _compare(
         "speakers": len({reference.speakers[row] for row in known}),
         "reference": reference.kind,
         "members": members_table(
-            reference, of_full, {a: dict(zip(n, guesses(n).T, strict=True)) for a, n in changed.items() if n}
+            reference,
+            guesses_of(full, encoders, test, bias),
+            {
+                ablation: guesses_of(networks, encoders, test, bias)
+                for ablation, networks in changed.items()
+                if networks
+            },
         ),
         "ensembles": ensembles_table(reference, joined),
+        KEY: contaminating_members(recipe, name),
     }

@@ -1,20 +1,18 @@
 """What `medusa-train ablate` leaves for people: the tables as JSON, as one page, and as Markdown."""
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
 from train import plots
 from train.ablation_tables import SOUP
-from train.html_parts import span, wide
-from train.phrases import estimate
+from train.comparison_files import results_file, write_comparison
+from train.contamination import KEY, marked, note
+from train.html_parts import document, edges, section, span, wide
+from train.phrases import estimate, signed, tested_on
 
-RESULTS_FILE: Final = "ablation.json"
-PAGE_FILE: Final = "ablation.html"
-MARKDOWN_FILE: Final = "ABLATION.md"
+STEM: Final = "ablation"
 
 _MEMBERS: Final = "Members with one thing taken away"
 _ENSEMBLES: Final = "Ways to join the members"
@@ -32,29 +30,21 @@ _PAPER_ENSEMBLE: Final = (
 
 def write_ablations(folder: Path, results: Mapping[str, Any]) -> Path:
     """Writes the results and their two readable forms; returns the page's path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / RESULTS_FILE).write_text(json.dumps(results, indent=1, allow_nan=False), encoding="utf-8")
-    (folder / MARKDOWN_FILE).write_text(markdown(results), encoding="utf-8")
-    path = folder / PAGE_FILE
-    path.write_text(page(results), encoding="utf-8")
-    return path
+    return write_comparison(folder, STEM, results, page, markdown)
 
 
 def page(results: Mapping[str, Any]) -> str:
     """One HTML page that needs nothing else."""
-    name, sets = escape(results["name"]), {f"set-{n}": s for n, s in enumerate(results["sets"])}
-    nav = "".join(f'<li><a href="#{anchor}">{escape(found)}</a></li>' for anchor, found in sets.items())
-    sections = "".join(_section(anchor, found, results) for anchor, found in sets.items())
-    notes = "".join(f"<li>{escape(note)}</li>" for note in _notes(results))
-    style = files("train").joinpath("report.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{name}: ablations</title><style>{style}</style></head><body>"
-        f"<header><h1>{name}: ablations</h1><p>{escape(_summary(results))}</p>"
-        f'<nav aria-label="Contents"><ul>{nav}<li><a href="#notes">Notes</a></li></ul></nav></header><main>{sections}'
-        f'<section aria-labelledby="notes"><h2 id="notes">Notes</h2><ul class="findings">{notes}</ul></section></main>'
-        f"<footer>{escape(_HOW)} Everything here is in {RESULTS_FILE}.</footer></body></html>\n"
+    sets = {f"set-{number}": name for number, name in enumerate(results["sets"])}
+    sections = [section(anchor, name, _set(results["sets"][name], results)) for anchor, name in sets.items()]
+    notes = "".join(f"<li>{escape(line)}</li>" for line in _notes(results))
+    sections.append(section("notes", "Notes", f'<ul class="findings">{notes}</ul>'))
+    return document(
+        f"{results['name']}: ablations",
+        _summary(results),
+        {**sets, "notes": "Notes"},
+        "".join(sections),
+        f"{_HOW} Everything here is in {results_file(STEM)}.",
     )
 
 
@@ -62,35 +52,50 @@ def markdown(results: Mapping[str, Any]) -> str:
     """The same tables in Markdown."""
     lines = [f"# Ablations of {results['name']}", "", _summary(results), "", _HOW]
     for name, found in results["sets"].items():
-        lines += ["", f"## {name}", "", _clips(found), "", f"### {_MEMBERS}", ""]
+        taught = found.get(KEY, {})
+        lines += ["", f"## {name}", "", tested_on(found), "", f"### {_MEMBERS}", ""]
         lines += ["| recipe | macro-F1 | change | relative change | the paper's |", "|---|---|---|---|---|"]
         for row, score in found["members"].items():
-            cells = (estimate(score["macro_f1"]), _signed(score.get("change")), _percent(score.get("relative_change")))
-            lines.append(f"| {row} | {' | '.join(cells)} | {_paper(score)} |")
+            cells = (estimate(score["macro_f1"]), signed(score.get("change")), _percent(score.get("relative_change")))
+            named = _marked(row, score["by_member"], taught)
+            lines.append(f"| {named} | {' | '.join(cells)} | {_paper(score)} |")
         lines += ["", f"### {_ENSEMBLES}", ""]
         sizes = found["ensembles"]
         lines += [
-            f"| way | {' | '.join(_size(sizes, n) for n in range(len(sizes)))} |",
+            f"| way | {' | '.join(_size(sizes, n, taught) for n in range(len(sizes)))} |",
             "|---" * (len(sizes) + 1) + "|",
         ]
         for system in sizes[0]["systems"]:
             shown = [_joined(size["systems"][system]) for size in sizes]
             lines.append(f"| {system} | {' | '.join(shown)} |")
         lines += ["", f"Behind each macro-F1, its difference from the soup of all. {_PAPER_ENSEMBLE}"]
-    return "\n".join([*lines, "", "## Notes", "", *(f"- {note}" for note in _notes(results))]) + "\n"
+        lines += ["", flatters] if (flatters := _flatters(found)) else []
+    return "\n".join([*lines, "", "## Notes", "", *(f"- {line}" for line in _notes(results))]) + "\n"
 
 
-def _section(anchor: str, name: str, results: Mapping[str, Any]) -> str:
-    found = results["sets"][name]
+def _set(found: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+    taught = found.get(KEY, {})
+    flatters = _flatters(found)
     return (
-        f'<section aria-labelledby="{anchor}"><h2 id="{anchor}">{escape(name)}</h2><p>{escape(_clips(found))}</p>'
-        f"{_members(found['members'], results['members'])}{_ensembles(found['ensembles'])}"
-        f'<p class="note">{escape(_PAPER_ENSEMBLE)}</p></section>'
+        f"<p>{escape(tested_on(found))}</p>"
+        f"{_members(found['members'], results['members'], taught)}{_ensembles(found['ensembles'], taught)}"
+        + (f'<p class="note">{escape(flatters)}</p>' if flatters else "")
+        + f'<p class="note">{escape(_PAPER_ENSEMBLE)}</p>'
     )
 
 
-def _members(rows: Mapping[str, Any], members: list[str]) -> str:
-    low, high = _edges(rows.values())
+def _flatters(found: Mapping[str, Any]) -> str:
+    """What the sign means, where some member of a table has it."""
+    return note({KEY: encoders} for encoders in found.get(KEY, {}).values())
+
+
+def _marked(name: str, members: Iterable[str], taught: Mapping[str, list[str]]) -> str:
+    """A name with a sign, where one of its members reads what was taught the corpus."""
+    return marked(name, {KEY: [encoder for member in members for encoder in taught.get(member, ())]})
+
+
+def _members(rows: Mapping[str, Any], members: list[str], taught: Mapping[str, list[str]]) -> str:
+    low, high = edges(row["macro_f1"] for row in rows.values() if row["macro_f1"])
     changes = [row["relative_change"] for row in rows.values() if row.get("relative_change")]
     reach = max([abs(change[side]) for change in changes for side in ("low", "high")], default=0.0) or 1.0
     shown, by_member = [], []
@@ -99,7 +104,8 @@ def _members(rows: Mapping[str, Any], members: list[str]) -> str:
         drawn = plots.interval(relative, -reach, reach, zero=True) if relative else ""
         score = f"{span(row['macro_f1'])}{plots.interval(row['macro_f1'], low, high)}" if row["macro_f1"] else "-"
         change = f"{_percent_span(relative)}{drawn}" if relative else "-" if row["macro_f1"] else "not compared"
-        head = f'<tr{"" if paper else _CHOSEN}><th scope="row">{escape(name)}</th>'
+        shown_name = escape(_marked(name, row["by_member"], taught))
+        head = f'<tr{"" if paper else _CHOSEN}><th scope="row">{shown_name}</th>'
         shown.append(
             f"{head}<td>{change}</td><td>{_paper(row)}</td><td>{score}</td><td>{span(row.get('change'), signed=True)}</td></tr>"
         )
@@ -109,13 +115,13 @@ def _members(rows: Mapping[str, Any], members: list[str]) -> str:
         '<th scope="col">recipe</th><th scope="col">relative change of macro-F1</th><th scope="col">the paper\'s</th>'
         '<th scope="col">macro-F1, mean of the members</th><th scope="col">change, paired</th>'
     )
-    names = "".join(f'<th scope="col">{escape(name)}</th>' for name in members)
+    names = "".join(f'<th scope="col">{escape(_marked(name, [name], taught))}</th>' for name in members)
     return wide(_MEMBERS, columns, shown) + wide(
         "Macro-F1 of each member", f'<th scope="col">recipe</th>{names}', by_member
     )
 
 
-def _ensembles(sizes: list[Mapping[str, Any]]) -> str:
+def _ensembles(sizes: list[Mapping[str, Any]], taught: Mapping[str, list[str]]) -> str:
     rows = []
     for system in sizes[0]["systems"]:
         cells = []
@@ -125,17 +131,10 @@ def _ensembles(sizes: list[Mapping[str, Any]]) -> str:
             cells.append(f"<td>{span(row['macro_f1'])}</td><td>{change}</td>")
         rows.append(f'<tr><th scope="row">{escape(system)}</th>{"".join(cells)}</tr>')
     head = '<th scope="col">way</th>' + "".join(
-        f'<th scope="col">{_size(sizes, number)}: macro-F1</th><th scope="col">from the soup of all, paired</th>'
+        f'<th scope="col">{_size(sizes, number, taught)}: macro-F1</th><th scope="col">from the soup of all, paired</th>'
         for number in range(len(sizes))
     )
     return wide(_ENSEMBLES, head, rows)
-
-
-def _edges(rows: Iterable[Mapping[str, Any]]) -> tuple[float, float]:
-    """Edges of the drawn intervals of macro-F1, of which there may be one that is a point."""
-    spans = [row["macro_f1"] for row in rows if row["macro_f1"]]
-    low, high = min(span["low"] for span in spans), max(span["high"] for span in spans)
-    return (low, high) if high > low else (low - 0.01, high + 0.01)
 
 
 def _summary(results: Mapping[str, Any]) -> str:
@@ -162,26 +161,18 @@ def _notes(results: Mapping[str, Any]) -> Iterator[str]:
         yield f"The best {len(size['members'])} members: {', '.join(size['members'])}."
 
 
-def _clips(found: Mapping[str, Any]) -> str:
-    return f"{found['clips']} clips of {found['speakers']} speakers that no stage saw, held against the {found['reference']}."
-
-
-def _size(sizes: list[Mapping[str, Any]], number: int) -> str:
-    count = len(sizes[number]["members"])
-    return f"best {count}" if number else f"all {count}"
+def _size(sizes: list[Mapping[str, Any]], number: int, taught: Mapping[str, list[str]]) -> str:
+    names = sizes[number]["members"]
+    return _marked(f"best {len(names)}" if number else f"all {len(names)}", names, taught)
 
 
 def _joined(row: Mapping[str, Any]) -> str:
     change = row["change"]
     return (
-        f"{estimate(row['macro_f1'])}; {_signed(change)}"
+        f"{estimate(row['macro_f1'])}; {signed(change)}"
         if change["low"] or change["high"]
         else estimate(row["macro_f1"])
     )
-
-
-def _signed(value: Mapping[str, float] | None) -> str:
-    return "-" if value is None else f"{value['value']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
 
 
 def _percent(value: Mapping[str, float] | None) -> str:

@@ -32,7 +32,7 @@ def members_table(
         changed: ablation -> member -> guesses `[N]`; an ablation may leave members out, and is then held against the others,
             or be left out: its figures are None.
     """
-    truth, speakers, known = _known(reference)
+    truth, speakers, known = known_rows(reference)
     rows: dict[str, Any] = {
         FULL: {
             "macro_f1": asdict(interval(mean_macro_f1, truth, _columns(full, known), speakers)),
@@ -71,7 +71,7 @@ def ensembles_table(
     reference: Reference, joined: Mapping[tuple[str, ...], Mapping[str, Guesses]]
 ) -> list[dict[str, Any]]:
     """Ways to join members, for every size: macro-F1, and its difference from the soup of all, paired over speakers."""
-    truth, speakers, known = _known(reference)
+    truth, speakers, known = known_rows(reference)
     soup = next(iter(joined.values()))[SOUP][known]
     table = []
     for names, systems in joined.items():
@@ -90,7 +90,7 @@ def mean_macro_f1(truth: Labels, guesses: Labels) -> float:
     return float(np.mean([macro_f1(truth, column) for column in guesses.T]))
 
 
-def _known(reference: Reference) -> tuple[Labels, list[str], npt.NDArray[np.int64]]:
+def known_rows(reference: Reference) -> tuple[Labels, list[str], npt.NDArray[np.int64]]:
     """Truth and speakers of the clips that have a truth, and their rows."""
     known = np.flatnonzero(reference.truth >= 0)
     return reference.truth[known], [reference.speakers[row] for row in known], known

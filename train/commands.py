@@ -1,7 +1,7 @@
 """`medusa-train`: from a data folder to a trained ensemble and a report."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
@@ -9,9 +9,12 @@ from rich.table import Table
 
 from model import version
 from train.ablate import ablate as compare_ablations
+from train.ablate_parts import ablate_parts as compare_parts
 from train.config import Recipe, load_recipe
 from train.console import CACHE, DATA, OUT, CacheOption, DataOption, OutOption, console, progress, refusal, told
+from train.contamination import marked, note
 from train.dry_run import DryRun, dry_run
+from train.emotion2vec import convert as convert_checkpoint
 from train.errors import TrainError
 from train.extraction import fill_cache
 from train.prepare import prepare
@@ -22,6 +25,9 @@ from train.transfer_commands import adapt, fewshot, finetune
 app = typer.Typer(help="Train a MEDUSA ensemble.", no_args_is_help=True, pretty_exceptions_enable=False)
 results = Console()
 """Standard output: what a command was asked for. Everything else is told on standard error."""
+_PARTS: Final = "parts"
+_TABLES: Final = ("recipe", _PARTS)
+"""Kinds of comparison that `ablate` makes."""
 
 RecipeOption = Annotated[Path, typer.Option("--config", help="Recipe file.", exists=True, dir_okay=False)]
 DeviceOption = Annotated[
@@ -80,6 +86,21 @@ def features(
         else:
             count = len(prepare(recipe, data, cache, report, device).training.train)
     console.print(f"features of {count} {f'clips, part {part},' if part else 'training clips'} are in {cache}")
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Option(help='A published emotion2vec: "path:FILE", "path:FOLDER" or "hub:ID".')],
+    out: Annotated[Path, typer.Option(help="The folder to write; recipes name it.", file_okay=False)],
+) -> None:
+    """Make a folder that recipes can name of a published emotion2vec checkpoint. None of the checkpoint's code is run.
+
+    Example: medusa-train convert --source hub:emotion2vec/emotion2vec_base --out models/emotion2vec-base
+    """
+    with told():
+        layout = convert_checkpoint(source, out)
+    told_of = f'kind = "speech-transformer", dim = {layout.dim}, sources = ["path:{out}"]'
+    console.print(f"{out}: {told_of}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -190,7 +211,10 @@ def report(out: OutOption) -> None:
         results.print(name, style="bold", markup=False)
         for system, score in evaluation["systems"].items():
             uar = score["uar"]
-            results.print(f"  {system:32} UAR {uar['value']:.3f} [{uar['low']:.3f}, {uar['high']:.3f}]", markup=False)
+            figures = f"UAR {uar['value']:.3f} [{uar['low']:.3f}, {uar['high']:.3f}]"
+            results.print(f"  {marked(system, score):32} {figures}", markup=False)
+        if flatters := note(evaluation["systems"].values()):
+            results.print(f"  {flatters}", markup=False, soft_wrap=True)
     console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -202,19 +226,35 @@ def ablate(
     members: Annotated[
         str,
         typer.Option(
-            help="Members to take things away from, joined by commas; else one of each set of modalities, at most four."
+            help="Members to take things away from, joined by commas; else one of each set of modalities, at most four. "
+            "Of parts: members whose modalities and sizes the rows have; else the first that reads several modalities."
         ),
     ] = "",
+    table: Annotated[
+        str,
+        typer.Option(
+            help='"recipe": one thing taken away at a time, and ways to join members; "parts": what VGA, EAAF and MICL add '
+            "to cross-attention."
+        ),
+    ] = "recipe",
+    seeds: Annotated[int, typer.Option(help='Seeds of each row of the table "parts".', min=1)] = 3,
     cache: CacheOption = CACHE,
     workers: int = 2,
 ) -> None:
-    """Compare a recipe with itself, one thing taken away at a time. What a run in the same folder has trained is used.
+    """Compare a recipe with itself, one thing taken away at a time, or the second family's parts on its data.
+
+    What a run in the same folder has trained is used.
 
     Example: medusa-train ablate --config recipes/default.toml --data data --out runs/default
     """
+    if table not in _TABLES:
+        raise typer.BadParameter(f"one of {', '.join(_TABLES)}, got {table!r}", param_hint="--table")
     recipe, wanted = _load(config), tuple(name.strip() for name in members.split(",") if name.strip())
     with progress() as (report, _), told():
-        page = compare_ablations(recipe, data, cache, out, workers, report, wanted)
+        if table == _PARTS:
+            page = compare_parts(recipe, data, cache, out, workers, report, wanted, seeds)
+        else:
+            page = compare_ablations(recipe, data, cache, out, workers, report, wanted)
     console.print(f"comparisons: {page}", markup=False, highlight=False, soft_wrap=True)
 
 

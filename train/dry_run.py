@@ -19,13 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig
 
 from model.audio import MEL_HOP, SAMPLE_RATE_HZ, WHISPER_HOP
 from model.features import FUNCTIONALS_STEPS
 from model.labels import ATTRIBUTES, CLASSES
 from model.network.member import build_member
-from model.network.published import PUBLISHED, parameter_count, published_config
+from model.network.published import PUBLISHED, parameter_count, parameters_in, published_config
 from model.network.whisper_encoder import load_whisper_encoder
 from model.sources import SourceError, resolve
 from model.spec import WHISPER_KINDS, EncoderSpec, MemberSpec
@@ -190,7 +189,7 @@ def _parameters(encoder: EncoderSpec) -> int | None:
             return None  # CTranslate2 does not tell
         network = load_whisper_encoder(replace(encoder, sources=here))
         return sum(parameter.numel() for parameter in network.parameters())
-    return parameter_count(AutoConfig.from_pretrained(folder))
+    return parameters_in(folder)
 
 
 def _shapes(encoders: Mapping[str, EncoderSpec], batch: int, length_s: float) -> dict[str, tuple[int, int, int]]:

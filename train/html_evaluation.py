@@ -5,6 +5,7 @@ from html import escape
 from typing import Any, Final
 
 from train import phrases, plots
+from train.contamination import marked, note
 from train.html_parts import figure, span, wide
 from train.reference import ACTED
 
@@ -77,10 +78,13 @@ def _systems(name: str, evaluation: Mapping[str, Any]) -> str:
             *([span(score["voted_uar"])] if rated else []),
         ]
         chosen = "" if gain else ' class="chosen"'
-        rows.append(f'<tr{chosen}><th scope="row">{escape(system)}</th><td>{"</td><td>".join(cells)}</td></tr>')
+        rows.append(
+            f'<tr{chosen}><th scope="row">{escape(marked(system, score))}</th><td>{"</td><td>".join(cells)}</td></tr>'
+        )
     corrected = evaluation["calibration"]["prior_corrected"]
+    (soup,) = set(systems) - set(gains)
     rows.append(
-        '<tr><th scope="row">soup, prior corrected (reported, not used)</th>'
+        f'<tr><th scope="row">{marked("soup, prior corrected (reported, not used)", systems[soup])}</th>'
         f"<td>{span(corrected['uar'])}{plots.interval(corrected['uar'], low, high)}</td><td>-</td>"
         f"<td>{span(corrected['macro_f1'])}</td><td>{span(corrected['accuracy'])}</td>{'<td>-</td>' * rated}</tr>"
     )
@@ -89,7 +93,8 @@ def _systems(name: str, evaluation: Mapping[str, Any]) -> str:
         '<th scope="col">system</th><th scope="col">UAR</th><th scope="col">UAR gain of the soup over it, paired</th>'
         f'<th scope="col">macro-F1</th><th scope="col">micro-F1 = accuracy</th>{votes}'
     )
-    return wide(f"Systems on {name}", head, rows)
+    flatters = note(systems.values())
+    return wide(f"Systems on {name}", head, rows) + (f'<p class="note">{escape(flatters)}</p>' if flatters else "")
 
 
 def _votes(evaluation: Mapping[str, Any]) -> str:

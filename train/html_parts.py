@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from html import escape
+from importlib.resources import files
 
 
 def span(value: Mapping[str, float] | None, signed: bool = False) -> str:
@@ -25,3 +26,37 @@ def wide(caption: str, head: str, rows: Iterable[str], kind: str = "") -> str:
     told = f"<caption>{escape(caption)}</caption>" if caption else ""
     table = f"<table>{told}<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<div class="wide {kind}"{label}>{table}</div>'
+
+
+def edges(spans: Iterable[Mapping[str, float]]) -> tuple[float, float]:
+    """Edges of drawn intervals, of which there may be one that is a point."""
+    kept = list(spans)
+    low, high = min(span["low"] for span in kept), max(span["high"] for span in kept)
+    return (low, high) if high > low else (low - 0.01, high + 0.01)
+
+
+def section(anchor: str, heading: str, content: str) -> str:
+    """A section under a heading of its own."""
+    return f'<section aria-labelledby="{anchor}"><h2 id="{anchor}">{escape(heading)}</h2>{content}</section>'
+
+
+def document(title: str, summary: str, contents: Mapping[str, str], main: str, footer: str) -> str:
+    """A page of a comparison that needs nothing else: no script, no font, no file beside it.
+
+    Args:
+        title: of the page, and its heading.
+        summary: below the heading, as text.
+        contents: anchor -> heading of the sections that are listed on top; none lists none.
+        main: the sections, as HTML.
+        footer: how to read it, as text.
+    """
+    style = files("train").joinpath("report.css").read_text(encoding="utf-8")
+    items = "".join(f'<li><a href="#{anchor}">{escape(name)}</a></li>' for anchor, name in contents.items())
+    nav = f'<nav aria-label="Contents"><ul>{items}</ul></nav>' if items else ""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{style}</style></head><body>"
+        f"<header><h1>{escape(title)}</h1><p>{escape(summary)}</p>{nav}</header>"
+        f"<main>{main}</main><footer>{escape(footer)}</footer></body></html>\n"
+    )

@@ -10,6 +10,7 @@ from math import floor
 from typing import Any, Final
 
 from train import phrases, plots
+from train.contamination import marked
 from train.cost import Seconds
 from train.cost_report import cost_section
 from train.history import META
@@ -51,8 +52,9 @@ def _tiles(evaluations: Mapping[str, Any]) -> str:
     tiles = []
     for name, evaluation in evaluations.items():
         soup = _soup(evaluation)
+        shown = escape(marked(name, soup))
         tiles.append(
-            f'<div class="tile"><span class="small">{escape(name)}</span><strong>{soup["uar"]["value"]:.3f}</strong>'
+            f'<div class="tile"><span class="small">{shown}</span><strong>{soup["uar"]["value"]:.3f}</strong>'
             f'<span class="small muted">UAR of the soup, {soup["uar"]["low"]:.3f} to {soup["uar"]["high"]:.3f}<br>'
             f"chance {1 / len(evaluation['class_f1']):.3f}, macro-F1 {soup['macro_f1']['value']:.3f}</span></div>"
         )

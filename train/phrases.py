@@ -23,6 +23,16 @@ def estimate(value: Mapping[str, float] | None) -> str:
     return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
+def signed(value: Mapping[str, float] | None) -> str:
+    """A difference with its 95 % interval, as text."""
+    return "-" if value is None else f"{value['value']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
+
+
+def tested_on(found: Mapping[str, Any]) -> str:
+    """Which clips a comparison's table is of."""
+    return f"{found['clips']} clips of {found['speakers']} speakers that no stage saw, held against the {found['reference']}."
+
+
 def built_on(part: Mapping[str, str]) -> str:
     """Whose weights the ensemble reads, and under which licence."""
     licence = part["licence"] or "licence not stated in the recipe"

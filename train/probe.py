@@ -58,10 +58,11 @@ class Probe:
 
     Attributes:
         strength: the inverse regularisation that was chosen.
+        modalities: what it reads.
     """
 
     strength: float
-    _modalities: tuple[str, ...]
+    modalities: tuple[str, ...]
     _classifier: Pipeline
 
     @classmethod
@@ -93,7 +94,7 @@ class Probe:
     def guesses(self, examples: Examples) -> Guesses:
         """Class index of every clip, `int64 [N]`."""
         parts = [examples.subset(range(n, min(n + _GUESSED, len(examples)))) for n in range(0, len(examples), _GUESSED)]
-        guesses = [self._classifier.predict(pooled(part, self._modalities)) for part in parts]
+        guesses = [self._classifier.predict(pooled(part, self.modalities)) for part in parts]
         return np.concatenate([np.zeros(0, np.int64), *guesses]).astype(np.int64)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from train import phrases
+from train.contamination import marked, note
 from train.cost import read_cost
 from train.errors import ReportError
 from train.html_report import page
@@ -100,7 +101,9 @@ def _results(evaluation: Mapping[str, Any]) -> list[str]:
     for system, score in evaluation["systems"].items():
         cells = [score["uar"], score["macro_f1"], score["micro_f1"], *([score["voted_uar"]] if rated else [])]
         cells.append(evaluation["uar_gain_of_soup"].get(system))
-        lines.append(f"| {system} | {' | '.join(map(estimate, cells))} |")
+        lines.append(f"| {marked(system, score)} | {' | '.join(map(estimate, cells))} |")
+    flatters = note(evaluation["systems"].values())
+    lines += ["", flatters] if flatters else []
     f1 = ", ".join(f"{label} {found['value']:.2f}" for label, found in evaluation["class_f1"].items())
     lines += ["", phrases.verdict(evaluation), "", f"F1 per class of the soup: {f1}. {phrases.weakest(evaluation)}"]
     lines += ["", f"{phrases.calibration(evaluation)} {phrases.prior(evaluation)} {phrases.abstaining(evaluation)}"]

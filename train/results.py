@@ -1,6 +1,6 @@
 """The results of a run as plain data for JSON: everything that the report and the model card say."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +12,7 @@ import torch
 from model.labels import ATTRIBUTES, CLASSES
 from train.calibration import correct_prior
 from train.config import Recipe
+from train.contamination import KEY, contaminating
 from train.dataset import FUNCTIONALS, TEXT, Examples, concatenate
 from train.evaluate import compare, majority_vote
 from train.extraction import extraction_of
@@ -23,6 +24,7 @@ from train.reference import Guesses, Outputs, Reference, reference_of
 from train.report import FORMAT
 from train.stacking import ABSTAIN_QUANTILE, Stacked, member_outputs
 from train.stages.meta import columns_of, meta_posterior, stacked_outputs
+from train.transfer.start import CHOSEN
 
 SOUP: Final = "soup of meta-classifiers"
 ADAPTED_PROBE: Final = "linear probe, adapted to the channel"
@@ -97,7 +99,29 @@ def evaluate_set(
         **{f"soup, {way}": _guesses(recipe, trained, examples, bias) for way, examples in otherwise.items()},
         SOUP: posterior.argmax(axis=1),
     }
-    return reference, outputs, compare(reference, systems, SOUP, outputs)
+    evaluation = compare(reference, systems, SOUP, outputs)
+    whole = (
+        system for system in beside or {} if system != CHOSEN
+    )  # a source has members that a transfer may leave out
+    others = {**dict.fromkeys(whole, set(recipe.encoders)), **{k: set(p.modalities) for k, p in probes.items()}}
+    for system, modalities in _read_by(systems, trained, others).items():
+        evaluation["systems"][system][KEY] = contaminating(recipe, name, modalities)
+    return reference, outputs, evaluation
+
+
+def _read_by(systems: Iterable[str], trained: Stacked, others: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """The modalities that each system reads: those of all members, unless it is one part or another system."""
+    members = {member.spec.name: set(member.spec.modalities) for member in trained.members}
+    parts = {f"member {name}": modalities for name, modalities in members.items()}
+    for number, fallback in enumerate(trained.fallbacks, 1):
+        names = fallback.spec.members
+        parts[_fallback_name(number, names)] = set().union(*(members[name] for name in names))
+    whole = set().union(*members.values())
+    return {system: {**parts, **others}.get(system, whole) for system in systems}
+
+
+def _fallback_name(number: int, members: Sequence[str]) -> str:
+    return f"fallback {number}: {', '.join(members)}"
 
 
 def _fallback_guesses(trained: Stacked, stacked: torch.Tensor, bias: torch.Tensor) -> dict[str, Guesses]:
@@ -106,7 +130,7 @@ def _fallback_guesses(trained: Stacked, stacked: torch.Tensor, bias: torch.Tenso
     for number, fallback in enumerate(trained.fallbacks, 1):
         columns = columns_of(fallback.spec.members, names)
         posterior = meta_posterior(fallback.meta, stacked[:, columns], bias, fallback.spec.temperature)
-        found[f"fallback {number}: {', '.join(fallback.spec.members)}"] = posterior.argmax(axis=1)
+        found[_fallback_name(number, fallback.spec.members)] = posterior.argmax(axis=1)
     return found
 
 

@@ -3,10 +3,12 @@
 Weights are never made from these; a checkpoint brings its own configuration.
 """
 
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModel,
     BertConfig,
     HubertConfig,
@@ -17,6 +19,9 @@ from transformers import (
     WavLMConfig,
     WhisperConfig,
 )
+
+from model.network.emotion2vec import Emotion2Vec
+from model.network.emotion2vec_folder import read_layout
 
 _LARGE_SPEECH: Final = {
     "hidden_size": 1024,
@@ -88,3 +93,16 @@ def parameter_count(config: PreTrainedConfig) -> int:
         network = AutoModel.from_config(config)  # type: ignore[no-untyped-call]  # transformers leaves it untyped
     encoder = network.get_encoder() if config.is_encoder_decoder else network
     return sum(parameter.numel() for parameter in encoder.parameters())
+
+
+def parameters_in(folder: Path) -> int:
+    """Parameters of the text or speech encoder that a folder's config.json describes; nothing is allocated.
+
+    Raises:
+        OSError: if there is no config.json.
+        ValueError: if it describes no model that is known here.
+    """
+    if layout := read_layout(folder):
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in Emotion2Vec(layout).parameters())
+    return parameter_count(AutoConfig.from_pretrained(folder))

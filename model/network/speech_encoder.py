@@ -1,4 +1,5 @@
-"""Frozen speech encoders of `transformers` (WavLM, HuBERT, wav2vec 2.0, data2vec and their kin), reduced to what members read.
+"""Frozen speech encoders, reduced to what members read: those of `transformers` (WavLM, HuBERT, wav2vec 2.0, data2vec and
+their kin), and emotion2vec.
 
 A checkpoint that was trained further, to tell emotions for instance, is read without its head.
 
@@ -22,6 +23,8 @@ from transformers import AutoConfig, AutoModel
 
 from model.audio import SAMPLE_RATE_HZ, Samples
 from model.features import Frames, collate, standardise
+from model.network.emotion2vec import CONVOLUTIONS, Emotion2Vec
+from model.network.emotion2vec_folder import load_emotion2vec, read_layout
 from model.network.encoders import summed_states
 from model.spec import EncoderSpec
 
@@ -38,6 +41,8 @@ where there is padding."""
 class SpeechEncoder(nn.Module):
     """A frozen speech encoder: waveform `float32 [B, T]`, mask `bool [B, T]` -> sum of its last four hidden states.
 
+    Of emotion2vec it is the last hidden state alone: what its authors publish as its features.
+
     Padding is on the right and never changes a result: frames whose receptive field reaches into it do not count, the
     model sets them to zero before its positional convolution, and attention masks them. That holds where the convolutional
     front end normalises every frame by itself (the "large" checkpoints). "base" checkpoints normalise each channel over
@@ -45,7 +50,8 @@ class SpeechEncoder(nn.Module):
     (`needs_equal_lengths`).
 
     Args:
-        backbone: a model of `transformers` with a front end of strided convolutions (`conv_kernel`, `conv_stride`).
+        backbone: a model of `transformers` with a front end of strided convolutions (`conv_kernel`, `conv_stride`), or an
+            emotion2vec.
 
     Raises:
         ValueError: if it has no such front end.
@@ -53,13 +59,16 @@ class SpeechEncoder(nn.Module):
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
+        self.backbone = backbone.eval().requires_grad_(requires_grad=False)
+        if isinstance(backbone, Emotion2Vec):
+            self.dim, self.needs_equal_lengths, self._convolutions = backbone.layout.dim, False, CONVOLUTIONS
+            return
         config: Any = backbone.config
         if not hasattr(config, "conv_kernel") or not (config.model_type == _DATA2VEC or hasattr(config, _NORM)):
             raise ValueError(
                 f"a speech encoder reads a waveform through strided convolutions, as WavLM, HuBERT and wav2vec 2.0 do: "
                 f"{config.model_type!r} is another kind of model"
             )
-        self.backbone = backbone.eval().requires_grad_(requires_grad=False)
         self.dim = int(config.hidden_size)
         self.needs_equal_lengths = _hears_padding(config)
         self._convolutions = tuple(zip(config.conv_kernel, config.conv_stride, strict=True))
@@ -93,12 +102,18 @@ class SpeechEncoder(nn.Module):
 
     def encode(self, audio: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """What `forward` gives, without looking at the lengths: the part of it that a graph can hold."""
-        lengths = mask.sum(dim=1)
+        frames = self.frame_counts(mask.sum(dim=1))
+        hidden = self._hidden(audio, mask, frames)
+        return hidden, torch.arange(hidden.shape[1], device=hidden.device) < frames.unsqueeze(1)
+
+    def _hidden(self, audio: Tensor, mask: Tensor, frames: Tensor) -> Tensor:
+        if isinstance(self.backbone, Emotion2Vec):
+            last: Tensor = self.backbone(audio, frames)
+            return last
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=_MISMATCHED_MASKS)
             output = self.backbone(audio, attention_mask=mask.to(torch.int64), output_hidden_states=True)
-        hidden = summed_states(output.hidden_states, output.last_hidden_state)
-        return hidden, torch.arange(hidden.shape[1], device=hidden.device) < self.frame_counts(lengths).unsqueeze(1)
+        return summed_states(output.hidden_states, output.last_hidden_state)
 
     def frame_counts(self, samples: Tensor) -> Tensor:
         """Frames whose whole receptive field lies inside the first `samples` samples: `int64 [B]` -> `int64 [B]`."""
@@ -108,17 +123,19 @@ class SpeechEncoder(nn.Module):
 
 
 def load_speech_encoder(folder: Path, attention: Literal["eager", "sdpa"] | None = None) -> SpeechEncoder:
-    """Loads a speech encoder from a folder in the format of `transformers`.
+    """Loads a speech encoder from a folder in the format of `transformers`, or one that `write_folder` made of an emotion2vec.
 
     Args:
         folder: holds the model.
         attention: which of two equal computations, None for the faster one that the model has; the exported graph is made
-            of "eager".
+            of "eager". An emotion2vec has one.
 
     Raises:
         OSError: if the folder holds no such model.
         ValueError: if it is another kind of model.
     """
+    if layout := read_layout(folder):
+        return SpeechEncoder(load_emotion2vec(folder, layout))
     return SpeechEncoder(AutoModel.from_pretrained(folder, attn_implementation=attention, dtype=torch.float32))
 
 
@@ -146,7 +163,7 @@ def described(encoder: EncoderSpec, folder: Path) -> EncoderSpec:
         OSError: if the folder holds no settings.
         ValueError: as `wants_standardised`.
     """
-    equal = _hears_padding(AutoConfig.from_pretrained(folder))
+    equal = False if read_layout(folder) else _hears_padding(AutoConfig.from_pretrained(folder))
     return replace(encoder, standardised=wants_standardised(folder), equal_lengths=equal)
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from daemon.asr import AsrModel
 from daemon.batcher import BatchSettings
-from daemon.config import DEFAULT_BUNDLE
-from daemon.engine import EngineSettings, load_models, pick_device, running_engine
+from daemon.config import DEFAULT_BUNDLE, load_config
+from daemon.engine import EngineSettings, execution_of, load_models, pick_device, running_engine
 from daemon.errors import CapacityError, ConfigError
 from daemon.messages import Utterance
 from export.bundle import write_bundle
@@ -24,6 +24,7 @@ from export.to_onnx import export_ensemble
 from model.audio import WHISPER_HOP, Samples, frame_count
 from model.bundle import Manifest, ensemble_inputs, write_manifest
 from model.network.checkpoint import Checkpoint, save_checkpoint
+from model.providers import Execution, FixedShape, GpuSettings
 from model.recording import read_mono
 from model.spec import EncoderSpec, EnsembleSpec
 from model.transcript import Transcript
@@ -100,6 +101,36 @@ def test_a_device_is_never_silently_another(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("ctranslate2.get_cuda_device_count", lambda: 1)
     assert pick_device("auto") == pick_device("cuda") == "cuda"
     assert pick_device("cpu") == "cpu"
+    assert pick_device("tensorrt") == "cuda", "CTranslate2 knows no TensorRT"
+
+
+def test_graphs_run_where_they_are_told_or_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctranslate2.get_cuda_device_count", lambda: 1)
+    settings = EngineSettings(batch=BatchSettings(max_batch_size=9))
+    assert execution_of(settings) == Execution("cpu", "cpu", max_batch=9), "this onnxruntime has no CUDA"
+    with pytest.raises(ConfigError, match=r'"cuda" needs CUDAExecutionProvider.*install "medusa-rt\[gpu\]"'):
+        load_models(DEFAULT_BUNDLE, replace(settings, device="cuda"))
+    with pytest.raises(ConfigError, match=r'"tensorrt" needs TensorrtExecutionProvider'):
+        load_models(DEFAULT_BUNDLE, replace(settings, device="cpu", ensemble_device="tensorrt"))
+    providers = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: providers)
+    assert execution_of(replace(settings, device="tensorrt")).ensemble == "tensorrt", "with the encoders"
+    apart = execution_of(replace(settings, device="auto", ensemble_device="cpu"))
+    assert (apart.device, apart.ensemble, apart.shared) == ("cuda", "cpu", False)
+
+
+def test_the_configuration_says_what_a_gpu_is_told() -> None:
+    given = {"gpu_memory_mb": 512, "conv_search": "DEFAULT", "engine_cache": "/engines", "cuda_graphs": ["8x4", "1x4"]}
+    gpu = load_config(None, {"models": given}).engine_settings().gpu
+    assert gpu == GpuSettings(512, "DEFAULT", Path("/engines"), (FixedShape(8, 4), FixedShape(1, 4)))
+    for wrong, reason in (
+        ({"cuda_graphs": ["3x4"]}, "a fixed shape has 1, 2, 4, 8, 16, 32 utterances of 1 to 20 s, got '3x4'"),
+        ({"cuda_graphs": ["8x4", "8x4"]}, "each shape once"),
+        ({"conv_search": "BEST"}, "'DEFAULT', 'HEURISTIC' or 'EXHAUSTIVE'"),
+        ({"gpu_memory_mb": -1}, "greater than or equal to 0"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            load_config(None, {"models": wrong})
 
 
 async def test_work_ahead_gives_way_and_gives_the_same_scores() -> None:

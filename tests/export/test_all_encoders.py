@@ -16,9 +16,10 @@ from daemon.messages import Scores, Utterance
 from export.references import Reference, SpeechReference, reference_of, relative
 from model.audio import MAX_UTTERANCE, MIN_UTTERANCE, Samples
 from model.bundle import graph_file, inputs_of, mask_of, read_bundle
+from model.device_shapes import SHORTEST_SPEECH
 from model.features import Frames, collate, functionals, prosody_frames
 from model.network.checkpoint import load_checkpoint
-from model.onnx_encoders import SHORTEST_SPEECH, SPEECH_STEP, OnnxSpeechEncoder, with_graphs
+from model.onnx_encoders import SPEECH_STEP, OnnxSpeechEncoder, with_graphs
 from model.onnx_session import make_session
 from model.recording import read_mono
 from model.runtime import load_runtime

@@ -34,8 +34,8 @@ from export.precision_table import Row, measure_precisions, recorded_utterances,
 from export.references import Reference, reference_of
 from model.audio import MAX_UTTERANCE, MIN_UTTERANCE
 from model.bundle import read_bundle, write_manifest
-from model.network.checkpoint import load_checkpoint
-from tests.model.tiny import tiny_bundle
+from model.network.checkpoint import load_checkpoint, save_checkpoint
+from tests.model.tiny import tiny_bundle, with_fallbacks
 
 ASSETS = Path(__file__).parents[1] / "assets"
 FEW = Limits(utterances=30)
@@ -216,15 +216,17 @@ def test_recordings_stand_in_for_made_utterances(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
-    folder = tmp_path_factory.mktemp("precisions") / "graphs"
-    return folder, measure_precisions(tiny_bundle().checkpoint, folder, limits=FEW)
+    """Of an ensemble with a fallback."""
+    place = tmp_path_factory.mktemp("precisions")
+    save_checkpoint(place / "checkpoint", with_fallbacks(load_checkpoint(tiny_bundle().checkpoint), ("words",)))
+    return place / "graphs", measure_precisions(place / "checkpoint", place / "graphs", limits=FEW)
 
 
 def test_every_precision_of_every_component_is_a_row_and_a_file(rows: tuple[Path, list[Row]]) -> None:
     folder, found = rows
     wanted = [
         (part, precision)
-        for part in ("encoder whisper", "encoder text", "members", "ensemble")
+        for part in ("encoder whisper", "encoder text", "members", "ensemble", "fallback 1")
         for precision in PRECISIONS
     ]
     assert [(row.component, row.precision) for row in found] == wanted
@@ -234,6 +236,7 @@ def test_every_precision_of_every_component_is_a_row_and_a_file(rows: tuple[Path
             "encoders/text.onnx",
             "encoders/whisper.onnx",
             "ensemble.onnx",
+            "fallback-1.onnx",
             "members/voice.onnx",
             "members/words.onnx",
         }
@@ -249,6 +252,10 @@ def test_rows_hold_what_was_measured(rows: tuple[Path, list[Row]]) -> None:
     assert exact.posterior < coarse.posterior
     assert coarse.limit == Limits().coarse_posterior["int8"]
     assert by_name["encoder text", "bf16"].speed is None
+    smaller = by_name["fallback 1", "fp32"]
+    assert smaller.posterior <= smaller.limit, "compared with its own networks, not with all members"
+    assert smaller.posterior < by_name["fallback 1", "int8"].posterior
+    assert by_name["fallback 1", "fp16"].size < exact.size
     assert by_name["members", "fp16"].posterior > by_name["members", "fp32"].posterior
     console = Console(record=True, width=140, file=StringIO())
     console.print(table_of(rows[1]))

@@ -14,14 +14,16 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from onnx.external_data_helper import set_external_data
 from typer.testing import CliRunner
 
+from export.bundle import write_bundle
 from export.cli import app
 from export.errors import DestinationError, ExportError
 from export.triton_repository import MAX_BATCH, write_repository
-from model.bundle import read_bundle, tokenizer_file, write_manifest
+from model.bundle import Bundle, read_bundle, tokenizer_file, write_manifest
 from model.features import collate
+from model.network.checkpoint import load_checkpoint, save_checkpoint
 from model.runtime import load_runtime
 from model.text import TextTokenizer
-from tests.model.tiny import tiny_bundle, tiny_frames
+from tests.model.tiny import tiny_bundle, tiny_frames, tiny_networks, with_fallbacks
 
 FIELD = descriptor_pb2.FieldDescriptorProto
 TEXTS: Final = ["i am so happy today", "what are you doing ?"]
@@ -108,10 +110,12 @@ def run_graph(repository: Path, model: str, feed: dict[str, npt.NDArray[Any]]) -
     )
 
 
-def run_pipeline(repository: Path, feed: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+def run_pipeline(
+    repository: Path, feed: dict[str, npt.NDArray[Any]], name: str = "tiny_pipeline"
+) -> dict[str, npt.NDArray[Any]]:
     """What Triton's scheduler does: every step reads tensors by their names in the pipeline and adds its own."""
     tensors = dict(feed)
-    for step in configs(repository)["tiny_pipeline"].ensemble_scheduling.step:
+    for step in configs(repository)[name].ensemble_scheduling.step:
         inside = {entry.key: tensors[entry.value] for entry in step.input_map}
         outputs = run_graph(repository, step.model_name, inside)
         tensors.update({entry.value: outputs[entry.key] for entry in step.output_map})
@@ -211,6 +215,59 @@ def test_nothing_connects_where_frames_are_stacked(tmp_path: Path) -> None:
     encoders = tuple(replace(e, stack=2) if e.name == "text" else e for e in spec.encoders)
     stacked = replace(bundle, manifest=replace(bundle.manifest, ensemble=replace(spec, encoders=encoders)))
     assert write_repository(stacked, tmp_path / "out") == ["tiny_ensemble", "tiny_text", "tiny_whisper"]
+
+
+@pytest.fixture(scope="module")
+def smaller(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A bundle with two fallbacks, of which the last one reads prosody alone."""
+    folder = tmp_path_factory.mktemp("smaller")
+    trained = load_checkpoint(tiny_bundle().checkpoint)
+    both = replace(trained.spec.members[0], name="both", modalities=("prosody", "text"))
+    spec = replace(trained.spec, members=(*trained.spec.members, both))
+    members, meta = tiny_networks(spec, seed=4)
+    three = replace(trained, spec=spec, members=members, meta=meta)
+    save_checkpoint(folder / "checkpoint", with_fallbacks(three, ("voice", "words"), ("voice",)))
+    write_bundle(folder / "checkpoint", folder / "bundle")
+    return read_bundle(folder / "bundle")
+
+
+def test_fallbacks_are_models_beside_the_ensemble(smaller: Bundle, tmp_path: Path) -> None:
+    names = write_repository(smaller, tmp_path / "out")
+    assert set(names) == {
+        *("tiny_whisper", "tiny_text", "tiny_ensemble", "tiny_pipeline"),
+        *("tiny_fallback-1", "tiny_fallback-1_pipeline", "tiny_fallback-2"),
+    }, "no encoder is behind the second"
+    runtime = load_runtime(smaller.path, threads=1)
+    spec, frames = smaller.spec, tiny_frames(smaller.spec, np.random.default_rng(5), 3)
+    feed: dict[str, npt.NDArray[Any]] = {}
+    for name in ("whisper", "prosody", "text"):
+        feed[name], feed[f"{name}_mask"] = collate([item[name] for item in frames], spec.encoder(name).stack)
+    whole = run_graph(tmp_path / "out", "tiny_ensemble", feed)["probabilities"]
+    for number, fallback in enumerate(runtime.fallbacks, 1):
+        found = run_graph(tmp_path / "out", f"tiny_fallback-{number}", feed)["probabilities"]
+        expected = [posterior.probabilities for posterior in fallback.score(frames)]
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        assert np.abs(whole - found).max() > 1e-3
+    assert {tensor.name for tensor in configs(tmp_path / "out")["tiny_fallback-2"].input} == {"prosody", "prosody_mask"}
+
+
+def test_a_fallback_has_a_pipeline_of_its_own(smaller: Bundle, tmp_path: Path) -> None:
+    write_repository(smaller, tmp_path / "out")
+    runtime = load_runtime(smaller.path, threads=1)
+    frames = tiny_frames(smaller.spec, np.random.default_rng(6), len(TEXTS))
+    tokens = TextTokenizer(smaller.path / tokenizer_file("text")).encode(TEXTS)
+    feed: dict[str, npt.NDArray[Any]] = {
+        "text_encoder_ids": tokens.ids,
+        "text_encoder_mask": tokens.mask,
+        "text_mask": tokens.keep,
+    }
+    for name in ("whisper", "prosody"):
+        feed[name], feed[f"{name}_mask"] = collate([item[name] for item in frames], smaller.spec.encoder(name).stack)
+    found = run_pipeline(tmp_path / "out", feed, "tiny_fallback-1_pipeline")
+    (encoder,) = runtime.text
+    rows = [{**item, "text": word} for item, word in zip(frames, encoder.encode(TEXTS), strict=True)]
+    expected = [posterior.probabilities for posterior in runtime.fallbacks[0].score(rows)]
+    np.testing.assert_allclose(found["probabilities"], expected, atol=1e-5)
 
 
 @pytest.fixture

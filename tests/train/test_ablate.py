@@ -98,6 +98,15 @@ def test_the_page_and_the_markdown_say_the_same(run: Run, results: dict[str, Any
             "no multitask: not compared for words, voice, because",
         ):
             assert words in found, words
+    taught = text[text.index("## ravdess") : text.index("## Notes")]
+    assert results["sets"]["ravdess (unseen speakers)"]["contaminated_by"] == {"words": ["text"]}
+    assert f"| {FULL} † |" in taught
+    assert "| late fusion † |" in taught
+    assert "| way | all 2 † | best 1" in taught
+    assert taught.count("† Reads an encoder that was trained on the labels of this corpus (text)") == 1
+    assert "†" not in text.replace(taught, "")
+    assert '<th scope="col">words †</th><th scope="col">voice</th>' in page
+    assert page.count(f'<th scope="row">{FULL} †</th>') == 2, "of all members, and of each"
     shown = results["sets"]["cremad (unseen speakers)"]["members"][FULL]["macro_f1"]
     assert f"{shown['value']:.3f}" in page
     assert f"| {FULL} | {shown['value']:.3f} [{shown['low']:.3f}, {shown['high']:.3f}] |" in text

@@ -30,7 +30,7 @@ from train.errors import CorpusError, RecipeError, RunError
 from train.history import META as META_CURVES
 from train.prepare import prepare
 from train.report import render
-from train.results import SOUP
+from train.results import ADAPTED_PROBE, SOUP
 from train.run import evaluate_run, train_ensemble, train_meta_classifiers
 
 ROOT = Path(__file__).parents[2]
@@ -146,6 +146,12 @@ def test_results_are_of_unseen_speakers_and_have_intervals(run: Run) -> None:
         assert score["micro_f1"] == score["accuracy"]
         for metric in ("uar", "macro_f1", "accuracy"):
             assert 0.0 <= score[metric]["low"] <= score[metric]["value"] <= score[metric]["high"] <= 1.0
+    for found in (own, degraded):
+        assert all(score["contaminated_by"] == [] for score in found["systems"].values())
+    heard = {"member voice", "fallback 1: voice", "linear probe", "linear probe, degraded copies too", ADAPTED_PROBE}
+    flattered = {name for name, score in other["systems"].items() if score["contaminated_by"] == ["text"]}
+    assert flattered == set(other["systems"]) - heard, "what reads the text encoder, whose labels were this corpus'"
+    assert {name for name, score in other["systems"].items() if not score["contaminated_by"]} == heard
     assert set(own["uar_gain_of_soup"]) == set(own["systems"]) - {SOUP}
     assert np.sum(own["confusion"]) == own["clips"]
     for system in systems:

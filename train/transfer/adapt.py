@@ -183,13 +183,15 @@ def adapted(source: Source, target: Target, method: str, heard: Heard, folder: P
         jobs = [Job(spec, ALL_SPEAKERS) for spec in heard.recipe.member_specs()]
         training = replace(training, start=start, content=content)
         members = tuple(train_jobs(jobs, heard.recipe, training, folder, progress).values())
-        return Adapted(joined(heard.recipe, heard.prepared, members, as_is.soup, as_is.trained_attributes), own)
+        attributes, fallbacks = as_is.trained_attributes, as_is.fallbacks
+        return Adapted(joined(heard.recipe, heard.prepared, members, as_is.soup, attributes, fallbacks), own)
     outputs = member_outputs(heard.recipe, source.members, audio, source.classes)
     posterior = meta_posterior(as_is.soup, outputs, class_bias(source.classes), as_is.temperature)
     prior = estimate_prior(posterior, taught_prior(as_is, heard.prepared.training.dev.targets))
     changed = expecting(as_is.soup, prior, as_is.temperature)
     ratio = as_is.prior_ratio / prior.ratio  # of the development speakers over what it now expects
-    ensemble = replace(as_is, runs=(copy.deepcopy(changed),), soup=changed, prior_ratio=ratio)
+    smaller = tuple(replace(f, meta=expecting(f.meta, prior, f.spec.temperature)) for f in as_is.fallbacks)
+    ensemble = replace(as_is, runs=(copy.deepcopy(changed),), soup=changed, prior_ratio=ratio, fallbacks=smaller)
     return Adapted(ensemble, own, (_told_of(prior, source.classes),))
 
 
@@ -199,7 +201,12 @@ def _as_served(source: Source, heard: Heard) -> Stacked:
     found = joined(heard.recipe, heard.prepared, source.members, given, attributes)
     if source.meta is None:
         return found
-    return replace(found, temperature=source.checkpoint.temperature, abstain_below=source.checkpoint.abstain_below)
+    return replace(
+        found,
+        temperature=source.checkpoint.temperature,
+        abstain_below=source.checkpoint.abstain_below,
+        fallbacks=source.fallbacks,
+    )
 
 
 def adapted_recipe(source: Recipe, target: Target) -> Recipe:
@@ -220,7 +227,6 @@ def adapted_recipe(source: Recipe, target: Target) -> Recipe:
             ),
             "stage1": target.recipe.stage1,
             "stage2": source.stage2.model_copy(update={"epochs": 0}),
-            "fallbacks": (),  # their meta-classifiers were trained on members that sounded otherwise
             "meta": source.meta.model_copy(update={"seeds": source.meta.seeds[:1]}),
         }
     )

@@ -14,7 +14,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from model.spec import MemberSpec
 from train.config import Recipe
+from train.contamination import KEY, contaminating
 from train.features import Progress
 from train.metrics import Estimate, speaker_bootstrap, unweighted_average_recall
 from train.prepare import View, prepare
@@ -102,6 +104,8 @@ def fewshot(source: Source, target: Target, plan: Plan, data: Path, cache: Path,
         progress("budgets", done, len(budgets))
         spent.append(_spend(budget, source, target, data, cache, out))
     progress("budgets", len(budgets), len(budgets))
+    compared = compare_budgets(reference, levels, spent, plan.shares)
+    compared[UNTOUCHED][KEY] = contaminating(target.recipe, name, _read_by(source.checkpoint.spec.members))
     return write_fewshot(
         out,
         {
@@ -117,9 +121,14 @@ def fewshot(source: Source, target: Target, plan: Plan, data: Path, cache: Path,
             "speakers": len(set(reference.speakers)),
             "reference": reference.kind,
             "classes": list(source.classes),
-            **compare_budgets(reference, levels, spent, plan.shares),
+            KEY: contaminating(target.recipe, name, _read_by(source.recipe.member_specs())),
+            **compared,
         },
     )
+
+
+def _read_by(members: Sequence[MemberSpec]) -> set[str]:
+    return {modality for member in members for modality in member.modalities}
 
 
 def _begun(source: Source, target: Target, data: Path, cache: Path) -> Guesses:

@@ -28,8 +28,8 @@ from train.stages.members import ALL_SPEAKERS, Job, Place, TrainingSet, occurrin
 from train.stored_stack import save_stacked
 from train.transfer.joining import joined, soft_vote
 from train.transfer.normalise import normalised, reference_of
-from train.transfer.source import CHOSEN, UNTOUCHED, Source
-from train.transfer.start import Anchor, Start
+from train.transfer.source import UNTOUCHED, Source
+from train.transfer.start import CHOSEN, Anchor, Start
 from train.transfer.target import Target, TransferConfig, shared_classes
 from train.transfer.unlabelled import divided, target_audio
 
@@ -227,6 +227,7 @@ def step_of(source: Source, prepared: Prepared, recipe: Recipe, command: str) ->
 
 def _kept(source: Source, recipe: Recipe, prepared: Prepared, members: tuple[Member, ...], out: Path) -> Stacked:
     meta = source.meta or soft_vote(len(members))
-    stacked = joined(recipe, prepared, members, meta, source.checkpoint.spec.trained_attributes)
+    attributes = source.checkpoint.spec.trained_attributes
+    stacked = joined(recipe, prepared, members, meta, attributes, source.fallbacks)
     save_stacked(out / "meta", "given", stacked)
     return stacked

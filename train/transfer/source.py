@@ -11,7 +11,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 from torch import Tensor
 
-from model.network.checkpoint import Checkpoint, checkpoint_id, load_checkpoint
+from model.network.checkpoint import Checkpoint, TrainedFallback, checkpoint_id, load_checkpoint
 from model.network.member import Member, build_member
 from model.network.metaclassifier import MetaClassifier
 from model.spec import EncoderSpec, SpecError
@@ -30,8 +30,6 @@ from train.transfer.start import Rows
 
 UNTOUCHED: Final = "untouched source"
 """The system that every transfer is compared with: the source as it is served."""
-CHOSEN: Final = "untouched members that were chosen"
-"""Where a transfer begins with some of the source's members: these as they are, joined by a soft vote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +71,11 @@ class Source:
     def meta(self) -> MetaClassifier | None:
         """Its meta-classifier; None where only some of its members were asked for, because it reads them all."""
         return self.checkpoint.meta if len(self.members) == len(self.checkpoint.members) else None
+
+    @property
+    def fallbacks(self) -> tuple[TrainedFallback, ...]:
+        """Its smaller ensembles; none where only some of its members were asked for."""
+        return () if self.meta is None else self.checkpoint.fallbacks
 
     @property
     def classes(self) -> tuple[str, ...]:

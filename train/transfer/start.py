@@ -5,7 +5,7 @@ Shapes: B = batch, D = width of the fused representation.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,8 @@ from model.network.member import Member
 
 HEADS = ("classifier", "classifiers", "regressor", "regressors")
 """Parts of a member that linear probing trains."""
+CHOSEN: Final = "untouched members that were chosen"
+"""Where a transfer begins with some of the source's members: these as they are, joined by a soft vote."""
 
 
 class Rows(Protocol):

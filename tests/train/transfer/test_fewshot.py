@@ -116,3 +116,17 @@ def test_the_table_and_the_page_say_the_same() -> None:
     assert f"10% {shown}" in page(found), "the plot in words"
     assert "<mine>" not in page(found)
     assert "no gap" in markdown(about | results(full=0.3))
+    assert "†" not in markdown(found) + page(found)
+    of_source = {UNTOUCHED: found[UNTOUCHED] | {"contaminated_by": ["voice"]}}
+    taught = found | of_source | {"contaminated_by": ["voice"]}
+    for text in (markdown(taught), page(taught)):
+        assert text.count("† Reads an encoder that was trained on the labels of this corpus (voice)") == 1
+    assert markdown(taught).count("| 0 % † |") == 2
+    assert "| 10% † |" in markdown(taught)
+    assert '<th scope="row">100% †</th>' in page(taught)
+    left_out = markdown(found | of_source)
+    assert left_out.count(f"| 0 % † | 0 | {UNTOUCHED}") == left_out.count("† |") == 1, (
+        "a member that no budget begins with"
+    )
+    assert left_out.count("† Reads an encoder") == 1
+    assert f"<p>{UNTOUCHED} †: " in page(found | of_source)

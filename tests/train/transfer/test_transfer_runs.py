@@ -36,7 +36,8 @@ from train.run import RECIPE_FILE, train_ensemble
 from train.transfer.adapt import adapt, adapted, hear
 from train.transfer.fewshot_report import FINETUNED, SCRATCH
 from train.transfer.finetune import begin, finetune
-from train.transfer.source import CHOSEN, UNTOUCHED, Source, read_source
+from train.transfer.source import UNTOUCHED, Source, read_source
+from train.transfer.start import CHOSEN
 from train.transfer.target import Target, load_target
 from train.transfer.unlabelled import Unlabelled, divided
 
@@ -294,6 +295,9 @@ def test_an_adapted_run_tells_what_it_learned_from(world: World, tmp_path: Path)
     assert all(UNTOUCHED in evaluation["systems"] for evaluation in results["evaluations"].values())
     assert results["dropped"]["table"] == {"class that was not trained": 4, "clip that is not tested on": 6 * 5 * 2}
     assert results["lineage"][1]["source"] == world.source().id
+    (kept,), (given,) = load_checkpoint(tmp_path / "out" / "checkpoint").fallbacks, world.source().fallbacks
+    assert kept.spec == given.spec, "as it is served"
+    assert world.source("voice").fallbacks == ()
 
 
 def _test_speakers(world: World, target: Target, data: Path | None = None) -> set[str]:
@@ -379,6 +383,9 @@ def test_audio_that_nobody_has_labelled_is_adapted_to(world: World, tmp_path: Pa
     data = Path(shutil.copytree(world.data, tmp_path / "data"))
     write_target(data / "mine", heard=False)
     source, target = only_voice(world, world.target(folder=tmp_path))
+    words = source.recipe.encoders["text"].model_copy(update={"supervised_on": ("cremad",)})
+    taught = source.recipe.model_copy(update={"encoders": {**source.recipe.encoders, "text": words}})
+    source = replace(source, recipe=taught)
     adapt(source, target, "normalise", data, world.cache, tmp_path / "out", silent)
     (step,) = load_checkpoint(tmp_path / "out" / "checkpoint").lineage
     assert (step.clips, step.speakers, step.labelled) == (8 * 5 * 2, 8, False)
@@ -386,6 +393,8 @@ def test_audio_that_nobody_has_labelled_is_adapted_to(world: World, tmp_path: Pa
     assert set(results["evaluations"]) == {"cremad (unseen speakers)"}
     (evaluation,) = results["evaluations"].values()
     assert {UNTOUCHED, CHOSEN} <= set(evaluation["systems"]), "one of two members: they alone are compared with too"
+    marks = {system: evaluation["systems"][system]["contaminated_by"] for system in (UNTOUCHED, CHOSEN)}
+    assert marks == {UNTOUCHED: ["text"], CHOSEN: []}, "the member that was left out reads words"
 
 
 def test_unlabelled_rows_are_heard_beside_labelled_ones(world: World, tmp_path: Path) -> None:
@@ -415,7 +424,12 @@ def test_a_class_that_the_target_lacks_is_kept(world: World, tmp_path: Path) -> 
     ours, theirs = load_checkpoint(tmp_path / "out" / "checkpoint"), load_checkpoint(world.run / "checkpoint")
     assert ours.spec.trained_classes == theirs.spec.trained_classes
     assert torch.equal(ours.meta.linear.weight, theirs.meta.linear.weight)
+    (kept,), (given,) = ours.fallbacks, theirs.fallbacks
+    assert kept.spec.members == given.spec.members == ("voice",)
+    assert torch.equal(kept.meta.linear.weight, given.meta.linear.weight)
+    assert (kept.spec.temperature, kept.spec.abstain_below) != (given.spec.temperature, given.spec.abstain_below)
     card = (tmp_path / "out" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "| fallback 1: voice |" in card
     assert "The meta-classifier is the source's: the target has no clip of disgust, which one trained on it" in card
 
 
