@@ -10,6 +10,7 @@ from rich.table import Table
 from model import version
 from train.ablate import ablate as compare_ablations
 from train.ablate_parts import ablate_parts as compare_parts
+from train.compare import compare_runs
 from train.config import Recipe, load_recipe
 from train.console import CACHE, DATA, OUT, CacheOption, DataOption, OutOption, console, progress, refusal, told
 from train.contamination import marked, note
@@ -216,6 +217,27 @@ def report(out: OutOption) -> None:
         if flatters := note(evaluation["systems"].values()):
             results.print(f"  {flatters}", markup=False, soft_wrap=True)
     console.print(f"report: {page}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A finished run.", file_okay=False)],
+    second: Annotated[Path, typer.Argument(help="Another one, tested on the same clips.", file_okay=False)],
+) -> None:
+    """Say whether one run is better than another: the same clips, a paired bootstrap over speakers.
+
+    Example: medusa-train compare runs/default runs/both
+    """
+    with told():
+        found = compare_runs(first, second)
+    table = Table("test set", "clips", "speakers", "metric", str(first), str(second), "second - first", "")
+    for row in found:
+        gain = row.gain
+        figures = f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+        verdict = "better" if gain.low > 0 else "worse" if gain.high < 0 else "not told apart"
+        counts = str(row.clips), str(row.speakers)
+        table.add_row(row.test, *counts, row.metric, str(row.first), str(row.second), figures, verdict)
+    results.print(table)
 
 
 @app.command()

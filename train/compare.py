@@ -1,0 +1,112 @@
+"""Two finished runs on the clips that both were tested on: whether one is better, by a paired bootstrap over speakers.
+
+It reads the tables of predictions that runs leave (`train.predictions`), so it trains and extracts nothing.
+"""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from model.labels import CLASS_INDEX
+from train.errors import RunError
+from train.metrics import Estimate, Labels, interval, macro_f1, paired_difference, unweighted_average_recall
+from train.predictions import FOLDER
+
+_METRICS = {"UAR": unweighted_average_recall, "macro-F1": macro_f1}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One metric on one test set.
+
+    Attributes:
+        test: name of the test set's table.
+        metric: "UAR" or "macro-F1".
+        clips: with a truth, in both runs.
+        speakers: who says them.
+        first: of the first run, with its interval.
+        second: of the second run.
+        gain: second minus first, on the same clips; real where its interval leaves out 0.
+    """
+
+    test: str
+    metric: str
+    clips: int
+    speakers: int
+    first: Estimate
+    second: Estimate
+    gain: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class _Guess:
+    speaker: str
+    truth: str
+    top: str
+
+
+def compare_runs(first: Path, second: Path) -> list[Comparison]:
+    """Both metrics on every test set that both runs have.
+
+    Raises:
+        RunError: if a folder is no finished run, the two share no test set, or they were tested on other clips.
+    """
+    tables = {run: _tables(run) for run in (first, second)}
+    shared = [name for name in tables[first] if name in tables[second]]
+    if not shared:
+        raise RunError(
+            f"{first} and {second} share no test set: the first has {', '.join(tables[first])}, "
+            f"the second {', '.join(tables[second])}"
+        )
+    return [found for name in shared for found in _compared(name, tables[first][name], tables[second][name])]
+
+
+def _tables(run: Path) -> dict[str, Path]:
+    found = {path.stem: path for path in sorted((run / FOLDER).glob("*.csv"))}
+    if not found:
+        raise RunError(f"{run} holds no predictions: medusa-train run leaves them in {FOLDER}/ once it is done")
+    return found
+
+
+def _compared(name: str, first: Path, second: Path) -> list[Comparison]:
+    ours, theirs = _read(first), _read(second)
+    if other := ours.keys() ^ theirs.keys():
+        raise RunError(
+            f"{first} and {second} are of other clips ({len(other)} are in one of them, such as {min(other)}): "
+            "compare runs of one split"
+        )
+    if changed := [clip for clip, guess in ours.items() if guess.truth != theirs[clip].truth]:
+        raise RunError(f"{first} and {second} hold another truth for {len(changed)} clips, such as {changed[0]}")
+    clips = [clip for clip, guess in ours.items() if guess.truth]
+    truth = _labels([ours[clip].truth for clip in clips])
+    guesses = [_labels([table[clip].top for clip in clips]) for table in (ours, theirs)]
+    speakers = [ours[clip].speaker for clip in clips]
+    return [
+        Comparison(
+            name,
+            metric,
+            len(clips),
+            len(set(speakers)),
+            interval(measure, truth, guesses[0], speakers),
+            interval(measure, truth, guesses[1], speakers),
+            paired_difference(measure, truth, guesses[1], guesses[0], speakers),
+        )
+        for metric, measure in _METRICS.items()
+    ]
+
+
+def _read(table: Path) -> dict[str, _Guess]:
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = {row["id"]: _Guess(row["speaker"], row["intended"], row["top"]) for row in csv.DictReader(file)}
+    except (KeyError, ValueError) as error:
+        raise RunError(f"{table} is no table of predictions: {error}") from error
+    if unknown := sorted({name for row in rows.values() for name in (row.truth, row.top)} - {"", *CLASS_INDEX}):
+        raise RunError(f"{table} names the classes {', '.join(unknown)}; the classes are {', '.join(CLASS_INDEX)}")
+    return rows
+
+
+def _labels(names: list[str]) -> Labels:
+    return np.array([CLASS_INDEX[name] for name in names], np.int64)
