@@ -67,7 +67,8 @@ class Tally:
     Attributes:
         utterances: that there should be results of.
         lost: utterances without one in Redis, or, where results are told on the connection, there.
-        repeated: results beside the first one of their event id, in Redis or on the connection.
+        repeated: results beside the first one of their event id, in Redis or on the connection, and, where utterances are
+            known, of the same utterance under another id.
         unexpected: results of utterances that the same audio does not have offline.
         unended: calls without an end in Redis.
     """
@@ -109,6 +110,7 @@ def tally(
     else:
         total = len(wanted)
         lost, unexpected = len(set(wanted) - there), len(there - set(wanted))
+        repeated += len(ids) - len(there)
     if heard is not None:
         lost += len(set(ids) - set(heard))  # what is not in Redis either is counted already
     return Tally(total, lost, repeated, unexpected, int(end is None))

@@ -43,7 +43,9 @@ export NVIDIA_TF32_OVERRIDE=0
 status=0
 measure() {
     echo "== $*"
-    "$PYTHON" -m bench.device --bundle "$BUNDLE" "$@" || status=1
+    "$PYTHON" -m bench.device --bundle "$BUNDLE" "$@"
+    found=$?
+    [ "$found" -le "$status" ] || status=$found
 }
 
 measure --device cuda --parts parity sweep ensemble

@@ -21,7 +21,7 @@ none), audio that was told to be missing, and how the calls ended. Of the neighb
 unexpected, or more than 1e-4 from the offline score, and the wait for their scores, p95, over that of "alone".
 
 The daemon gives up clients that say nothing or take nothing for ten seconds (limits.idle_timeout_s), and those for whom 16
-messages wait (limits.outbox). Exit status 0 means that no neighbour's results were anything but right.
+messages wait (limits.outbox). Exit status 0 means that no neighbour's results were anything but right, and no result wrong.
 """
 
 import argparse
@@ -288,6 +288,11 @@ def lines_of(row: Row, alone_ms: float | None) -> list[str]:
     return lines
 
 
+def status_of(rows: Sequence[Row]) -> int:
+    """The exit status: 1 where a neighbour's results are not right, or probabilities of a call that suffers are wrong."""
+    return int(not all(row["neighbours"]["right"] and not row["wrong"] for row in rows))
+
+
 async def _speakers(seeds: Sequence[int], seconds: float) -> list[Speaker]:
     voices, config, made_up = utterances(), load_config(None, {}), []
     for seed in seeds:
@@ -325,7 +330,7 @@ async def _main() -> int:
             for line in lines_of(row, alone_ms):
                 print(line, flush=True)  # noqa: T201  # a program
     write(options.json, made("impairment", rows, neighbours=options.neighbours, seconds=options.seconds))
-    return int(not all(row["neighbours"]["right"] for row in rows))
+    return status_of(rows)
 
 
 if __name__ == "__main__":

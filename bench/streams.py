@@ -14,7 +14,7 @@ those given, of those due.
 
 lost         utterances without a final result in Redis, or on the connection where it tells results. Those there should be are
              found offline in the audio as the server decodes it; behind Opus they are those that the server found itself
-repeated     final results beside the first of their event id
+repeated     final results beside the first of their event id, or of their utterance where it is found offline
 unexpected   final results that the same audio does not have offline
 failed       calls that ended before their audio did
 

@@ -24,6 +24,7 @@ import av
 import numpy as np
 from aiortc import MediaStreamTrack, RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from aiortc.codecs.opus import OpusEncoder
+from aiortc.exceptions import InvalidStateError
 from aiortc.mediastreams import MediaStreamError
 
 from bench.senders import Heard
@@ -222,6 +223,8 @@ async def _call(job: Job, call: str, packets: Sequence[bytes]) -> Heard:
             await asyncio.sleep(_ON_THE_WAY_S + job.jitter_ms / 1000)
             channel.send(json.dumps({"type": "close"}))
             await closed.wait()
+    except InvalidStateError:
+        heard.failed = "the data channel was closed before the call ended"
     except (OSError, TimeoutError) as error:
         heard.failed = str(error) or "no session.closed in time"
     finally:

@@ -137,8 +137,8 @@ class Segmenter:
         """Windows after which the next output can come at the earliest: judged together, none of them is judged too late."""
         if not self.speaking:
             return self._min_speech - self._run
-        longest = MAX_UTTERANCE if self._state is _State.TRAILING else MAX_UTTERANCE - POST_PAD
-        left = -(-(self._start + longest - self._position) // VAD_WINDOW)
+        # A pause may last longer than that, but speech that resumes in it is cut at once.
+        left = -(-(self._start + MAX_UTTERANCE - POST_PAD - self._position) // VAD_WINDOW)
         return max(1, min(self._endpoint - self._run, left))
 
     def step(self, probability: float) -> list[Started | Cut]:

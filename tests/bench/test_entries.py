@@ -38,6 +38,7 @@ def test_everything_is_there_once() -> None:
         (ALL, [], Tally(3, lost=3)),
         ([*ALL, final(1)], IDS, Tally(3, repeated=1)),
         (ALL, [*IDS, IDS[0], IDS[0]], Tally(3, repeated=2)),
+        ([*ALL, final(3, bounds=WANTED[1])], None, Tally(3, repeated=1)),
         ([*ALL, final(3, bounds=(0, 7000.0, 7500.0))], None, Tally(3, unexpected=1)),
         (ALL[:3], IDS, Tally(3, unended=1)),
         ([final(0), final(1), final(2, bounds=(1, 4000.0, 5000.0)), ended()], IDS, Tally(3, lost=1, unexpected=1)),

@@ -19,6 +19,7 @@ from bench.impairment import (
     impaired_row,
     lines_of,
     neighbours_row,
+    status_of,
     wrong_of,
 )
 from bench.relay import Relay, relay
@@ -56,13 +57,6 @@ def test_neighbours_are_right_only_if_every_result_is() -> None:
     wrong = [scored(0, "n", 1.2e-4), *right[1:]]
     assert [neighbours_row(wrong, [told("n")], CAST)[key] for key in ("right", "wrong")] == [False, 1]
     assert not neighbours_row(right[1:], [told("n")], CAST)["right"], "one is lost"
-    assert not neighbours_row(
-        right,
-        [
-            told("n"),
-        ][:1],
-        Cast(CAST.neighbours, [], 10.0),
-    )["wrong"]
     failed = told("n")
     failed.failed = "closed early"
     assert not neighbours_row(right, [failed], CAST)["right"]
@@ -80,6 +74,14 @@ def test_probabilities_behind_a_lossy_codec_are_not_compared() -> None:
     assert impaired_row("delay", found, [Heard("x")], CAST)["wrong"] == 3
     assert impaired_row("loss", found, [Heard("x", gaps=2, missing_ms=80.0)], CAST)["wrong"] == 0
     assert impaired_row("loss", found, [Heard("x", gaps=2, missing_ms=80.0)], CAST)["gaps"] == 2
+
+
+def test_a_wrong_result_of_any_call_is_the_exit_status() -> None:
+    found = [*(scored(index, "n") for index in range(3)), over("n")]
+    right = impaired_row("delay", found, [Heard("n")], CAST) | {"neighbours": neighbours_row(found, [told("n")], CAST)}
+    assert status_of([right]) == 0
+    assert status_of([right, right | {"wrong": 1}]) == 1
+    assert status_of([right, right | {"neighbours": right["neighbours"] | {"right": False}}]) == 1
 
 
 def test_a_call_without_an_end_is_said() -> None:

@@ -238,6 +238,19 @@ def test_windows_that_wait_for_others_make_nothing_late(
     assert described(patient.close()) == described(eager.close())
 
 
+@pytest.mark.parametrize("pause", [1, 2, 3, 4])
+def test_speech_that_resumes_at_the_limit_is_cut_at_once(pause: int) -> None:
+    """The limit is nearer in speech than in the pause before it, by the pad."""
+    longest, early = MAX_UTTERANCE // VAD_WINDOW, POST_PAD // VAD_WINDOW + 1
+    for begin in range(longest - 3 * early, longest):
+        script = [*[0.9] * begin, *[0.0] * pause, *[0.9] * 30]
+        patient, eager = stream(script), stream(script)
+        for window in np.split(ramp(len(script) * VAD_WINDOW), len(script)):
+            patient.push(window)
+            eager.push(window)
+            assert described(patient.judge() if patient.due else []) == described(eager.judge())
+
+
 @pytest.mark.parametrize(("script", "runs"), [([0.0] * 300, 100), ([0.9] * 303, 60 + 1)], ids=["silence", "speech"])
 def test_windows_share_runs_of_the_detector(script: list[float], runs: int) -> None:
     """Three in silence, where the third may begin speech; five in speech, where the fifth may be worth scoring ahead."""
