@@ -230,14 +230,16 @@ def compare(
     """
     with told():
         found = compare_runs(first, second)
-    table = Table("test set", "clips", "speakers", "metric", str(first), str(second), "second - first", "")
+    results.print(f"first: {first}\nsecond: {second}", markup=False, highlight=False, soft_wrap=True)
     for row in found:
         gain = row.gain
-        figures = f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
+        change = f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
         verdict = "better" if gain.low > 0 else "worse" if gain.high < 0 else "not told apart"
-        counts = str(row.clips), str(row.speakers)
-        table.add_row(row.test, *counts, row.metric, str(row.first), str(row.second), figures, verdict)
-    results.print(table)
+        results.print(
+            f"{row.test}, {row.metric}: {row.clips} clips of {row.speakers} speakers", style="bold", markup=False
+        )
+        figures = f"  first {row.first}  second {row.second}  difference {change}: {verdict}"
+        results.print(figures, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

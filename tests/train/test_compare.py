@@ -78,9 +78,9 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 
 def test_the_command_says_it_in_words(tmp_path: Path) -> None:
     first, second = run(tmp_path / "one", 2), run(tmp_path / "two", 1)
-    shown = CliRunner().invoke(app, ["compare", str(first), str(second)], env={"COLUMNS": "400"})
+    shown = CliRunner().invoke(app, ["compare", str(first), str(second)])
     assert shown.exit_code == 0
-    assert "+0.250 [+0.250, +0.250]" in shown.stdout
-    assert "better" in shown.stdout
+    assert "cremad, UAR: 24 clips of 6 speakers" in shown.stdout
+    assert "second 0.750 [0.750, 0.750]  difference +0.250 [+0.250, +0.250]: better" in shown.stdout
     refused = CliRunner().invoke(app, ["compare", str(first), str(tmp_path)])
     assert refused.exit_code == 2
