@@ -1,13 +1,14 @@
 """Plots of measurements as inline SVG, in the style of the training report (`train.plots`), whose style sheet colours them."""
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor, log10
 from typing import Final
 
 from bench.under_test import Span
-from train.plots import WIDTH, Axes
+from train.plots import Axes
+from train.svg import line, path, svg, text
 
 STYLE: Final = """
 :root { --s3: #7a3fa0; }
@@ -47,22 +48,22 @@ def over(series: Sequence[Series], x: str, y: str, limit: float | None = None, m
     axes = Axes((0, 0), (1.05 * places[-1], top), left=52, width=296, height=190)
     body = [_grid(axes, places, x, y)]
     if limit is not None:
-        body.append(_line((axes.left, axes.y(limit)), (axes.left + axes.width, axes.y(limit)), "mark"))
+        body.append(line((axes.left, axes.y(limit)), (axes.left + axes.width, axes.y(limit)), "mark"))
     below = axes.top + axes.height + 52
     told = []
     for number, one in enumerate(series):
         aside = 2.5 * (number - (len(series) - 1) / 2)
         spots = [(axes.x(place) + aside, span) for place, span in sorted(one.points.items())]
-        body.append(_path([(at, axes.y(min(top, span["value"]))) for at, span in spots], f"series s{number % _KINDS}"))
+        body.append(path([(at, axes.y(min(top, span["value"]))) for at, span in spots], f"series s{number % _KINDS}"))
         for at, span in spots:
             low, up = (axes.y(min(top, span[end])) for end in ("low", "high"))
             if span["high"] > span["low"]:
-                body.append(_line((at, low), (at, up), "whisker"))
+                body.append(line((at, low), (at, up), "whisker"))
             body.append(_marker((at, axes.y(min(top, span["value"]))), number))
         body.append(_legend(number, below + 19 * number, one.name))
         figures = ", ".join(f"{span['value']:.4g} at {place:g}" for place, span in sorted(one.points.items()))
         told.append(f"{one.name}: {figures}")
-    return _svg(below + 19 * len(series) - 8, f"{y}, over {x}. " + "; ".join(told) + ".", body)
+    return svg(below + 19 * len(series) - 8, f"{y}, over {x}. " + "; ".join(told) + ".", body)
 
 
 def side_by_side(rows: Mapping[str, Span], unit: str) -> str:
@@ -76,18 +77,18 @@ def side_by_side(rows: Mapping[str, Span], unit: str) -> str:
     axes = Axes((0, 0), (top, 1), left=112, width=196, top=4, height=24 * len(rows))
     bottom = axes.top + axes.height
     ticks = _ticks(0, top)
-    body = [_line((axes.x(value), axes.top), (axes.x(value), bottom), "grid") for value in ticks]
-    body += [_text((axes.x(value), bottom + 15), f"{value:g}", "tick mid") for value in ticks[::2]]
-    body.append(_text((axes.left + axes.width / 2, bottom + 31), unit, "axis mid"))
+    body = [line((axes.x(value), axes.top), (axes.x(value), bottom), "grid") for value in ticks]
+    body += [text((axes.x(value), bottom + 15), f"{value:g}", "tick mid") for value in ticks[::2]]
+    body.append(text((axes.left + axes.width / 2, bottom + 31), unit, "axis mid"))
     told = []
     for number, (name, span) in enumerate(rows.items()):
         middle = axes.top + 12 + 24 * number
-        body.append(_text((axes.left - 8, middle + 4), name, "label end"))
-        body.append(_line((axes.x(span["low"]), middle), (axes.x(span["high"]), middle), "whisker"))
+        body.append(text((axes.left - 8, middle + 4), name, "label end"))
+        body.append(line((axes.x(span["low"]), middle), (axes.x(span["high"]), middle), "whisker"))
         body.append(_marker((axes.x(span["value"]), middle), 0))
-        body.append(_text((axes.left + axes.width + 8, middle + 4), f"{span['value']:.0f}", "value"))
+        body.append(text((axes.left + axes.width + 8, middle + 4), f"{span['value']:.0f}", "value"))
         told.append(f"{name} {span['value']:.0f} ({span['low']:.0f} to {span['high']:.0f})")
-    return _svg(bottom + 38, f"{unit}: " + ", ".join(told) + ".", body)
+    return svg(bottom + 38, f"{unit}: " + ", ".join(told) + ".", body)
 
 
 def trend(hours: Sequence[float], values: Sequence[float], fit: tuple[float, float], begin: float, y: str) -> str:
@@ -112,8 +113,8 @@ def trend(hours: Sequence[float], values: Sequence[float], fit: tuple[float, flo
     ticks = _ticks(0, minutes.high[0])
     body = [_grid(minutes, ticks, "minutes", y)]
     body += [f'<circle class="dot" cx="{a:.1f}" cy="{b:.1f}" r="2.2"/>' for a, b in axes.points(hours, values)]
-    body.append(_path(axes.points((begin, last), ends), "fit"))
-    return _svg(axes.top + axes.height + 38, words, body)
+    body.append(path(axes.points((begin, last), ends), "fit"))
+    return svg(axes.top + axes.height + 38, words, body)
 
 
 def _top(value: float) -> float:
@@ -135,33 +136,16 @@ def _grid(axes: Axes, columns: Sequence[float], x: str, y: str) -> str:
     right, bottom = axes.left + axes.width, axes.top + axes.height
     parts, taken = [], -1e9
     for value in _ticks(axes.low[1], axes.high[1]):
-        parts.append(_line((axes.left, axes.y(value)), (right, axes.y(value)), "grid"))
-        parts.append(_text((axes.left - 6, axes.y(value) + 4), f"{value:g}", "tick end"))
+        parts.append(line((axes.left, axes.y(value)), (right, axes.y(value)), "grid"))
+        parts.append(text((axes.left - 6, axes.y(value) + 4), f"{value:g}", "tick end"))
     for value in columns:
         if axes.x(value) - taken >= _TICK_ROOM:
             taken = axes.x(value)
-            parts.append(_text((taken, bottom + 15), f"{value:g}", "tick mid"))
-    parts.append(_text((axes.left + axes.width / 2, bottom + 31), x, "axis mid"))
+            parts.append(text((taken, bottom + 15), f"{value:g}", "tick mid"))
+    parts.append(text((axes.left + axes.width / 2, bottom + 31), x, "axis mid"))
     middle = axes.top + axes.height / 2
     turned = f'transform="rotate(-90 11 {middle:.1f})" x="11" y="{middle:.1f}"'
     return "".join(parts) + f'<text class="axis mid" {turned}>{html.escape(y)}</text>'
-
-
-def _svg(height: float, words: str, body: Iterable[str]) -> str:
-    opening = f'<svg class="plot" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{html.escape(words)}">'
-    return f"{opening}{''.join(body)}</svg>"
-
-
-def _line(start: tuple[float, float], end: tuple[float, float], style: str) -> str:
-    return f'<line class="{style}" x1="{start[0]:.1f}" y1="{start[1]:.1f}" x2="{end[0]:.1f}" y2="{end[1]:.1f}"/>'
-
-
-def _text(place: tuple[float, float], words: str, style: str) -> str:
-    return f'<text class="{style}" x="{place[0]:.1f}" y="{place[1]:.1f}">{html.escape(words)}</text>'
-
-
-def _path(points: Sequence[tuple[float, float]], style: str) -> str:
-    return f'<path class="{style}" d="M{" L".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
 
 
 def _marker(place: tuple[float, float], number: int) -> str:
@@ -177,5 +161,5 @@ def _marker(place: tuple[float, float], number: int) -> str:
 
 
 def _legend(number: int, y: float, words: str) -> str:
-    line = _path([(54, y - 4), (82, y - 4)], f"series s{number % _KINDS}")
-    return line + _marker((68, y - 4), number) + _text((90, y), words, "label")
+    line = path([(54, y - 4), (82, y - 4)], f"series s{number % _KINDS}")
+    return line + _marker((68, y - 4), number) + text((90, y), words, "label")

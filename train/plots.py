@@ -4,14 +4,13 @@ A plot is 360 units wide, the width of a phone, so that its words are readable t
 has its own marker and dash beside its colour. Every plot carries what it shows as words, for those who do not see it.
 """
 
-import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from model.labels import CLASSES
+from train.svg import WIDTH, line, path, svg, text
 
-WIDTH: Final = 360
 _MARKERS: Final = ("circle", "square", "triangle")
 _MANY_SPEAKERS: Final = 80
 _FIFTHS: Final = (0, 0.2, 0.4, 0.6, 0.8, 1)
@@ -53,16 +52,16 @@ def reliability(kinds: Mapping[str, Mapping[str, Any]], errors: Mapping[str, flo
     """
     axes = Axes((0, 0), (1, 1), height=260)
     body = [_grid(axes, _FIFTHS, _FIFTHS, ("confidence", "accuracy"))]
-    body.append(_line((axes.x(0), axes.y(0)), (axes.x(1), axes.y(1)), "ideal"))
+    body.append(line((axes.x(0), axes.y(0)), (axes.x(1), axes.y(1)), "ideal"))
     told = []
     for number, (kind, bins) in enumerate(kinds.items()):
         points, total = axes.points(bins["confidence"], bins["accuracy"]), sum(bins["count"])
-        body.append(_path(points, f"series s{number}"))
+        body.append(path(points, f"series s{number}"))
         for point, count in zip(points, bins["count"], strict=True):
             body.append(_marker(point, number, 2 + 9 * (count / total) ** 0.5))
         body.append(_legend(number, 326 + 19 * number, f"{names[kind]}: ECE {errors[kind]:.3f}"))
         told.append(f"{names[kind]}: expected calibration error {errors[kind]:.3f}")
-    return _svg(320 + 19 * len(kinds), "Reliability diagram. " + "; ".join(told) + ".", body)
+    return svg(320 + 19 * len(kinds), "Reliability diagram. " + "; ".join(told) + ".", body)
 
 
 def risk_coverage(selection: Mapping[str, Any]) -> str:
@@ -75,17 +74,17 @@ def risk_coverage(selection: Mapping[str, Any]) -> str:
     body = [_grid(axes, _FIFTHS, steps[:: 2 if top > 0.6 else 1], ("share of clips kept", "share wrong"))]
     told = []
     for number, (name, order) in enumerate(orders.items()):
-        body.append(_path(axes.points(order["coverage"], order["risk"]), f"series s{number}"))
+        body.append(path(axes.points(order["coverage"], order["risk"]), f"series s{number}"))
         body.append(_legend(number, 278 + 19 * number, f"kept by {name}: area {order['area']:.3f}", marked=False))
         told.append(f"kept by {name}, the area under the curve is {order['area']:.3f}")
     if selection["risk"] is not None:
         kept, risk = selection["coverage"], selection["risk"]
-        body.append(_line((axes.x(kept), axes.y(0)), (axes.x(kept), axes.y(top)), "mark"))
+        body.append(line((axes.x(kept), axes.y(0)), (axes.x(kept), axes.y(top)), "mark"))
         body.append(_marker((axes.x(kept), axes.y(risk)), 0, 5))
         words = f"abstains below {selection['abstain_below']:.2f}: keeps {kept:.0%}, {risk:.0%} wrong"
         body.append(_legend(0, 278 + 19 * len(orders), words, line=False))
         told.append(words)
-    return _svg(272 + 19 * (len(orders) + 1), "Risk-coverage curve. " + "; ".join(told) + ".", body)
+    return svg(272 + 19 * (len(orders) + 1), "Risk-coverage curve. " + "; ".join(told) + ".", body)
 
 
 def bars(rows: Mapping[str, Span | float], unit: str, most: float | None = None, label_width: int = 84) -> str:
@@ -105,7 +104,7 @@ def bars(rows: Mapping[str, Span | float], unit: str, most: float | None = None,
     body, told = [], []
     for number, (name, span) in enumerate(spans.items()):
         middle, ends = 14 + step * number, sorted((axes.x(0), axes.x(span["value"])))
-        body.append(_text((label_width - 8, middle + 4), name, "label end"))
+        body.append(text((label_width - 8, middle + 4), name, "label end"))
         size = f'width="{max(ends[1] - ends[0], 1):.1f}" height="16"'
         body.append(f'<rect class="bar" x="{ends[0]:.1f}" y="{middle - 8}" {size}/>')
         shown = f"{span['value']:.2f}" if most <= 1 else f"{span['value']:,.1f}"
@@ -114,9 +113,9 @@ def bars(rows: Mapping[str, Span | float], unit: str, most: float | None = None,
             shown_interval = f" ({span['low']:.2f} to {span['high']:.2f})"
         else:
             shown_interval = ""
-        body.append(_text((WIDTH - right + 8, middle + 4), shown, "value"))
+        body.append(text((WIDTH - right + 8, middle + 4), shown, "value"))
         told.append(f"{name} {shown}{shown_interval}")
-    return _svg(step * len(spans) + 4, f"Bars, {unit}: " + ", ".join(told) + ".", body)
+    return svg(step * len(spans) + 4, f"Bars, {unit}: " + ", ".join(told) + ".", body)
 
 
 def learning(curves: Sequence[Mapping[str, Any]], limits: Mapping[str, tuple[float, float]]) -> str:
@@ -140,13 +139,13 @@ def learning(curves: Sequence[Mapping[str, Any]], limits: Mapping[str, tuple[flo
         numbers = [n for n in range(1, epochs + 1) if (n - 1) % every == 0] if key == "loss" else []
         levels = [low + (high - low) * part / 2 for part in range(3)]
         body.append(_levels(axes, levels, 2) + _columns(axes, numbers, 0))
-        body.append(_text((axes.left + axes.width, top - 6), name, "tick end"))
+        body.append(text((axes.left + axes.width, top - 6), name, "tick end"))
         if len(stages) > 1:
-            body.append(_line((axes.x(first + 0.5), top), (axes.x(first + 0.5), top + height), "mark"))
+            body.append(line((axes.x(first + 0.5), top), (axes.x(first + 0.5), top + height), "mark"))
         for fold in sorted(by_fold, key=lambda fold: (fold is None, fold)):
             values = [value for row in by_fold[fold] for value in row[key]]
             style = "series s0" if fold is None else "fold"
-            body.append(_path(axes.points(range(1, len(values) + 1), values), style))
+            body.append(path(axes.points(range(1, len(values) + 1), values), style))
         start = 1
         for row in by_fold.get(None, []):
             best = row["best_epoch"]
@@ -158,8 +157,8 @@ def learning(curves: Sequence[Mapping[str, Any]], limits: Mapping[str, tuple[flo
             if key == "dev_macro_f1":
                 told += f" {row['stage']}: best {row[key][best]:.3f} at epoch {best + 1} of {len(row[key])}."
             start += len(row[key])
-    body.append(_text((44 + 150, 280), f"epoch ({' | '.join(stages)})", "axis mid"))
-    return _svg(288, "Learning curves." + told, body)
+    body.append(text((44 + 150, 280), f"epoch ({' | '.join(stages)})", "axis mid"))
+    return svg(288, "Learning curves." + told, body)
 
 
 def budgets(curves: Mapping[str, Mapping[float, Span]], level: Span, level_name: str) -> str:
@@ -177,20 +176,20 @@ def budgets(curves: Mapping[str, Mapping[float, Span]], level: Span, level_name:
     bottom = axes.top + axes.height
     levels = [low + (high - low) * part / 4 for part in range(5)]
     body, told = [_levels(axes, levels, 2)], [f"{level_name} {level['value']:.3f}"]
-    body += [_text((axes.x(n), bottom + 15), f"{share:.0%}", "tick mid") for n, share in enumerate(shares)]
-    body.append(_text((axes.left + axes.width / 2, bottom + 31), "share of the labels", "axis mid"))
-    body.append(_line((axes.left, axes.y(level["value"])), (axes.left + axes.width, axes.y(level["value"])), "mark"))
-    body.append(_text((axes.left + axes.width, axes.y(level["value"]) - 5), level_name, "tick end"))
+    body += [text((axes.x(n), bottom + 15), f"{share:.0%}", "tick mid") for n, share in enumerate(shares)]
+    body.append(text((axes.left + axes.width / 2, bottom + 31), "share of the labels", "axis mid"))
+    body.append(line((axes.left, axes.y(level["value"])), (axes.left + axes.width, axes.y(level["value"])), "mark"))
+    body.append(text((axes.left + axes.width, axes.y(level["value"]) - 5), level_name, "tick end"))
     for number, (name, points) in enumerate(curves.items()):
         aside = 0.08 * (number - (len(curves) - 1) / 2)
         places = [(axes.x(shares.index(share) + aside), span) for share, span in sorted(points.items())]
-        body.append(_path([(x, axes.y(span["value"])) for x, span in places], f"series s{number}"))
+        body.append(path([(x, axes.y(span["value"])) for x, span in places], f"series s{number}"))
         for x, span in places:
-            body.append(_line((x, axes.y(span["low"])), (x, axes.y(span["high"])), "whisker"))
+            body.append(line((x, axes.y(span["low"])), (x, axes.y(span["high"])), "whisker"))
             body.append(_marker((x, axes.y(span["value"])), number, 4))
         body.append(_legend(number, bottom + 56 + 19 * number, name))
         told.append(f"{name}: " + ", ".join(f"{share:.0%} {s['value']:.3f}" for share, s in sorted(points.items())))
-    return _svg(bottom + 50 + 19 * len(curves), "UAR over the share of labels. " + "; ".join(told) + ".", body)
+    return svg(bottom + 50 + 19 * len(curves), "UAR over the share of labels. " + "; ".join(told) + ".", body)
 
 
 def speakers(scores: Mapping[str, Mapping[str, Any]]) -> str:
@@ -210,7 +209,7 @@ def speakers(scores: Mapping[str, Mapping[str, Any]]) -> str:
     values = [score["uar"] for _, score in ranked]
     middle = values[len(values) // 2]
     told = f"UAR of {len(values)} speakers: lowest {values[0]:.2f}, median {middle:.2f}, highest {values[-1]:.2f}."
-    return _svg(240 + 19 * len(present), told, body)
+    return svg(240 + 19 * len(present), told, body)
 
 
 def interval(span: Span, low: float, high: float, zero: bool = False) -> str:
@@ -221,7 +220,7 @@ def interval(span: Span, low: float, high: float, zero: bool = False) -> str:
     if high <= low:
         low, high = low - 0.5, low + 0.5
     axes = Axes((low, 0), (high, 1), left=4, top=0, width=112, height=18)
-    body = [_line((axes.x(0), 1), (axes.x(0), 17), "mark")] if zero else []
+    body = [line((axes.x(0), 1), (axes.x(0), 17), "mark")] if zero else []
     body.append(_whisker(axes.x(span["low"]), axes.x(span["high"]), 9))
     body.append(_marker((axes.x(span["value"]), 9), 0, 4))
     return f'<svg class="mini" viewBox="0 0 120 18" aria-hidden="true">{"".join(body)}</svg>'
@@ -250,44 +249,23 @@ def _count(clips: int) -> str:
     return str(clips) if clips < 10_000 else f"{clips / 1000:.0f}k"
 
 
-def _svg(height: float, words: str, body: Iterable[str]) -> str:
-    return (
-        f'<svg class="plot" viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{html.escape(words)}">'
-        f"{''.join(body)}</svg>"
-    )
-
-
 def _grid(axes: Axes, xs: Sequence[float], ys: Sequence[float], names: tuple[str, str]) -> str:
     """Lines and figures at `xs` and `ys`, and the names of the two axes."""
     bottom, middle = axes.top + axes.height, axes.top + axes.height / 2
-    lines = "".join(_line((axes.x(v), axes.top), (axes.x(v), bottom), "grid") for v in xs)
-    across = _text((axes.left + axes.width / 2, bottom + (31 if xs else 20)), names[0], "axis mid")
+    lines = "".join(line((axes.x(v), axes.top), (axes.x(v), bottom), "grid") for v in xs)
+    across = text((axes.left + axes.width / 2, bottom + (31 if xs else 20)), names[0], "axis mid")
     up = f'<text class="axis mid" transform="rotate(-90 12 {middle:.1f})" x="12" y="{middle:.1f}">{names[1]}</text>'
     return lines + _columns(axes, xs, 1) + _levels(axes, ys, 1) + across + up
 
 
 def _levels(axes: Axes, levels: Sequence[float], digits: int) -> str:
     right = axes.left + axes.width
-    lines = (_line((axes.left, axes.y(v)), (right, axes.y(v)), "grid") for v in levels)
-    return "".join(lines) + "".join(
-        _text((axes.left - 6, axes.y(v) + 4), f"{v:.{digits}f}", "tick end") for v in levels
-    )
+    lines = (line((axes.left, axes.y(v)), (right, axes.y(v)), "grid") for v in levels)
+    return "".join(lines) + "".join(text((axes.left - 6, axes.y(v) + 4), f"{v:.{digits}f}", "tick end") for v in levels)
 
 
 def _columns(axes: Axes, values: Sequence[float], digits: int) -> str:
-    return "".join(_text((axes.x(v), axes.top + axes.height + 15), f"{v:.{digits}f}", "tick mid") for v in values)
-
-
-def _line(start: tuple[float, float], end: tuple[float, float], style: str) -> str:
-    return f'<line class="{style}" x1="{start[0]:.1f}" y1="{start[1]:.1f}" x2="{end[0]:.1f}" y2="{end[1]:.1f}"/>'
-
-
-def _text(place: tuple[float, float], words: str, style: str) -> str:
-    return f'<text class="{style}" x="{place[0]:.1f}" y="{place[1]:.1f}">{html.escape(words)}</text>'
-
-
-def _path(points: Sequence[tuple[float, float]], style: str) -> str:
-    return f'<path class="{style}" d="M{" L".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
+    return "".join(text((axes.x(v), axes.top + axes.height + 15), f"{v:.{digits}f}", "tick mid") for v in values)
 
 
 def _whisker(left: float, right: float, y: float) -> str:
@@ -308,6 +286,6 @@ def _marker(place: tuple[float, float], number: int, size: float) -> str:
 
 
 def _legend(number: int, y: float, words: str, line: bool = True, marked: bool = True) -> str:
-    parts = [_path([(46, y - 4), (74, y - 4)], f"series s{number}")] if line else []
+    parts = [path([(46, y - 4), (74, y - 4)], f"series s{number}")] if line else []
     parts += [_marker((60, y - 4), number, 4.5)] if marked else []
-    return "".join(parts) + _text((82, y), words, "label")
+    return "".join(parts) + text((82, y), words, "label")

@@ -9,7 +9,8 @@ from model.labels import CLASSES
 from tests.train.results import make_evaluation, make_reference
 from train import plots
 from train.html_evaluation import evaluation_section
-from train.plots import WIDTH, Axes
+from train.plots import Axes
+from train.svg import WIDTH
 
 EVALUATION = make_evaluation(make_reference())
 finite = st.floats(-1e3, 1e3)
