@@ -83,7 +83,7 @@ class _Blocking:
         raise NotImplementedError
 
     async def score(
-        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead: bool = False
+        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead_s: float = 0.0
     ) -> Scores:
         """As `daemon.interfaces.Scorer`; it knows of no load, so nothing is refused."""
         begun = time.perf_counter()

@@ -8,7 +8,8 @@
 Every stream speaks 40 % of the time (utterances of the demo call with silence between them) and begins at its own moment.
 The programs that send share the machine with the daemon, so the figures are a lower bound. The doors are those of
 `bench.senders`. "wait" runs from the decision that an utterance ended to its scores; "work" is queue, Whisper, other encoders
-and ensemble, whenever they were done. Twilio's door tells nothing, so its waits are read from Redis and its work is not known.
+and ensemble, whenever they were done: with work ahead most of it lies in the silence that ends the utterance, and in its queue
+it lets more urgent work pass. Twilio's door tells nothing, so its waits are read from Redis and its work is not known.
 "slowest stream" is the largest median wait of a stream over that of all, or over 50 ms where that is less. Interim results are
 those given, of those due.
 
@@ -21,7 +22,7 @@ failed       calls that ended before their audio did
 Processor time and memory are those of the processes under test, without Redis: the peak is that since the streams began, and
 per stream counts what it lies above the idle processes. "fleet" is two gateways, to which the streams are dealt out in turn,
 and three workers. Other servers are those of `bench.baselines`, which have the native door alone; the first number of streams
-that one does not hold is its last. A run is held if nothing is missing and p95 of wait and work lies below 500 ms.
+that one does not hold is its last. A run is held if nothing is missing and p95 of the wait lies below 500 ms.
 """
 
 import argparse
@@ -131,8 +132,7 @@ def row_of(load: Load, heard: Sequence[Heard], found: Sequence[Entry], wanted: S
     row["slowest_stream"] = max(medians) / max(_SOON_MS, float(np.median(together))) if medians else None
     row["interims"] = sum(one.interims for one in heard)
     row["dropped_interims"] = sum(one.dropped for one in heard)
-    p95 = [row[name]["p95"]["value"] for name in ("wait_ms", "work_ms") if row[name]]
-    row["held"] = counts.clean and not row["failed"] and bool(p95) and max(p95) < _LIMIT_MS
+    row["held"] = counts.clean and not row["failed"] and bool(together) and row["wait_ms"]["p95"]["value"] < _LIMIT_MS
     return row
 
 

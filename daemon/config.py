@@ -347,7 +347,7 @@ class Config(BaseSettings):
     interim_ms: int = Field(default=1000, ge=0)
     """Default distance of interim results; 0 sends none. A client may ask for another."""
     ahead_silence_ms: int = Field(default=160, ge=0)
-    """Silence after which an utterance is scored ahead, if nothing else is to be done; 0 never does."""
+    """Silence after which an utterance is scored ahead, behind all that is wanted sooner; 0 never does."""
     drain_timeout_s: float = Field(default=20.0, gt=0)
     log_level: LogLevel = "INFO"
     endpointing: EndpointingConfig = EndpointingConfig()

@@ -18,7 +18,7 @@ import numpy as np
 from daemon.asr import AsrItem, AsrModel, Heard, Task
 from daemon.batcher import Batcher, BatchSettings, Timed
 from daemon.emotion import EmotionItem, EmotionModel, Scored
-from daemon.errors import CapacityError, ConfigError
+from daemon.errors import ConfigError
 from daemon.messages import CallInfo, Latency, Scores, Utterance
 from daemon.overload import Steps
 from daemon.policy import Transcripts, shown
@@ -218,45 +218,47 @@ class Engine:
 
     @property
     def has_room(self) -> bool:
-        """Whether nothing is to be done, and there is room for work that may be left out."""
+        """Whether nothing is to be done, and there is room for work that nobody waits for."""
         return self.asr.idle and self.asr.spare and self.emotion.idle
 
     @property
     def wait_s(self) -> float:
-        """How long finals waited lately for the models."""
+        """How long finals were waited for lately because the models were busy."""
         return self.asr.wait_s + self.emotion.wait_s
 
-    async def _heard(self, utterance: Utterance, bucket: int, language: str | None) -> Timed[Heard]:
+    async def _heard(self, utterance: Utterance, bucket: int, language: str | None, ahead_s: float) -> Timed[Heard]:
         task = Task.WORDS if utterance.final else Task.FEATURES
         first = await self.asr.submit(
-            AsrItem(utterance.audio, language, task), (bucket, task, language), final=utterance.final
+            AsrItem(utterance.audio, language, task), (bucket, task, language), final=utterance.final, ahead_s=ahead_s
         )
         words = first.value.transcript
         if words is None or words.trusted:
             return first
         item = AsrItem(utterance.audio, language, Task.WORDS_AGAIN)
-        again = await self.asr.submit(item, (item.task, id(item)), final=True)  # alone: it takes long enough
+        await asyncio.sleep(
+            _left(ahead_s, first)
+        )  # it takes long, and what was not said to its end is often not understood
+        again = await self.asr.submit(item, (item.task, id(item)), final=True)  # alone, for the same reason
         heard = Heard(first.value.frames, again.value.transcript)
         return Timed(heard, first.queue_s + again.queue_s, first.run_s + again.run_s)
 
     async def score(
-        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead: bool = False
+        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead_s: float = 0.0
     ) -> Scores:
         """Scores one utterance; interim ones are not transcribed.
 
         Raises:
-            CapacityError: if the utterance is interim and a queue is full, or it is `ahead` and the engine is not idle.
+            CapacityError: if the utterance is interim and a queue is full.
             UpstreamError: if a model failed on it.
         """
-        if ahead and not self.has_room:
-            raise CapacityError("the engine has certain work to do: nothing is scored ahead")
         bucket = bucket_length(max(len(utterance.audio), MIN_UTTERANCE))
         final = utterance.final
-        heard = await self._heard(utterance, bucket, info.language)
+        heard = await self._heard(utterance, bucket, info.language, ahead_s)
         if final and self.listener is not None:
             self.listener(self.models.bundle, info, utterance, heard.value)
         self._members.fallback = self.steps.number(self.wait_s, len(self.models.bundle.manifest.fallbacks))
-        scored = await self.emotion.submit(EmotionItem(utterance.audio, heard.value, history), bucket, final=final)
+        item = EmotionItem(utterance.audio, heard.value, history)
+        scored = await self.emotion.submit(item, bucket, final=final, ahead_s=_left(ahead_s, heard))
         queue_s = heard.queue_s + scored.queue_s
         latency = Latency(
             endpoint=ms_from_samples(utterance.decided - utterance.end),
@@ -269,6 +271,11 @@ class Engine:
         found = scored.value
         words = shown(heard.value.transcript, self._transcripts)
         return Scores(found.posteriors, words, latency, found.history, found.adaptation)
+
+
+def _left(ahead_s: float, timed: Timed[Heard]) -> float:
+    """Time until a result is wanted, after a part of the work to it."""
+    return max(0.0, ahead_s - timed.queue_s - timed.run_s)
 
 
 @asynccontextmanager

@@ -40,7 +40,7 @@ class Scorer(Protocol):
         """Tells of a final utterance as soon as it is certain; it is scored later, in its turn. Never blocks."""
 
     async def score(
-        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead: bool = False
+        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead_s: float = 0.0
     ) -> Scores:
         """Scores one utterance.
 
@@ -48,10 +48,10 @@ class Scorer(Protocol):
             info: the stream.
             utterance: what to score.
             history: of its channel, up to this utterance.
-            ahead: it may turn out to be incomplete, so it is scored only if nobody else waits.
+            ahead_s: how long before it can be certain that it is complete, so how long before anybody wants it; 0 if it is.
 
         Raises:
-            CapacityError: if the utterance is interim or `ahead`, and there is no room.
+            CapacityError: if the utterance is interim or not certain, and there is no room.
             UpstreamError: if a model failed on this utterance.
         """
 

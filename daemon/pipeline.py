@@ -3,8 +3,8 @@
 Audio that was accepted is always scored and published: when a client vanishes, its open utterance is cut and finished like
 any other. Utterances of a stream are scored one after the other, so that streams share the engine fairly and a stream's
 events keep their order; waiting interim cuts are replaced by newer ones and give way to finals, even while they are scored.
-Where the engine is idle, an utterance is scored ahead, in the silence that may end it; if it does, the result is there at
-once, and it is the same result.
+An utterance is scored ahead, in the silence that may end it, in its turn among others: it is wanted when that silence is
+over. If it does end there, the result is the same, and it is there at once or sooner than it would be.
 """
 
 import asyncio
@@ -19,9 +19,9 @@ from daemon import wire
 from daemon.errors import CapacityError, UpstreamError
 from daemon.interfaces import Scorer, Sink
 from daemon.messages import CallEvent, CallInfo, EmotionEvent, Scores, Totals, Utterance
-from daemon.session import Ahead, Output, Session, SpeechStarted
+from daemon.session import Ahead, Output, Session, SpeechResumed, SpeechStarted
 from model.adaptation import NO_HISTORY, History
-from model.audio import Samples, ms_from_samples
+from model.audio import SAMPLE_RATE_HZ, Samples, ms_from_samples
 
 Notify = Callable[[wire.Message], None]
 """Hands a message to the client; never blocks."""
@@ -183,7 +183,9 @@ class Call:
         if isinstance(output, SpeechStarted):
             self._notify(wire.speech_started(output.channel, self.info.roles[output.channel], output.start))
         elif isinstance(output, Ahead):
-            self._score_ahead(output.utterance)
+            self._score_ahead(output)
+        elif isinstance(output, SpeechResumed):
+            self._forget_ahead([(output.channel, output.index)])
         else:
             async with self._changed:
                 if output.final:
@@ -219,17 +221,19 @@ class Call:
             self._changed.notify_all()
             return utterance
 
-    def _score_ahead(self, utterance: Utterance) -> None:
+    def _score_ahead(self, ahead: Ahead) -> None:
+        utterance = ahead.utterance
         key = utterance.channel, utterance.index
-        self._forget_ahead([key])  # speech went on after an earlier pause
         # What its channel sounded like is not known before all that was said on it is scored.
         if self._group is not None and self._scored.get(utterance.channel, 0) == utterance.index:
-            self._ahead[key] = _ScoredAhead(utterance, self._group.create_task(self._scores_ahead(utterance)))
+            self._ahead[key] = _ScoredAhead(utterance, self._group.create_task(self._scores_ahead(ahead)))
 
-    async def _scores_ahead(self, utterance: Utterance) -> Scores | None:
+    async def _scores_ahead(self, ahead: Ahead) -> Scores | None:
         """None where the utterance is better scored when it is certain."""
+        utterance = ahead.utterance
+        ahead_s = (ahead.certain - utterance.decided) / SAMPLE_RATE_HZ
         try:
-            return await self._services.scorer.score(self.info, utterance, self._history(utterance), ahead=True)
+            return await self._services.scorer.score(self.info, utterance, self._history(utterance), ahead_s=ahead_s)
         except (CapacityError, UpstreamError):
             return None
 

@@ -1,6 +1,6 @@
 """One stream as a state machine: audio in, utterances and notices out. Sans-IO: no clock, no tasks, no sockets.
 
-    samples of a channel -> windows -> speech probabilities -> Segmenter -> SpeechStarted / Ahead / Utterance
+    samples of a channel -> windows -> speech probabilities -> Segmenter -> SpeechStarted / Ahead / SpeechResumed / Utterance
 
 A transport feeds decoded 16 kHz audio; whoever drives the session runs the speech detector (that is compute, so it is
 handed in as a callable) and sends on what comes out. Taking samples costs next to nothing (`push`); they are judged
@@ -36,12 +36,25 @@ class Ahead:
 
     An utterance's audio ends `POST_PAD` after its last speech window, so it is complete long before its endpoint: work on
     it now is work on the very audio. If speech resumes, no final utterance is equal to this one.
+
+    Attributes:
+        utterance: as it will be.
+        certain: where the stream stands once that is certain, in samples.
     """
 
     utterance: Utterance
+    certain: int
 
 
-Output = SpeechStarted | Ahead | Utterance
+@dataclass(frozen=True, slots=True)
+class SpeechResumed:
+    """The pause of an `Ahead` ended nothing: utterance `index` of `channel` goes on."""
+
+    channel: int
+    index: int
+
+
+Output = SpeechStarted | Ahead | SpeechResumed | Utterance
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +104,8 @@ class ChannelStream:
         self._index = 0
         self._interims = 0
         self._next_interim = 0
+        self._given_ahead = False
+        """The open utterance, as it will be if this pause ends it."""
 
     @property
     def received(self) -> int:
@@ -118,6 +133,8 @@ class ChannelStream:
         soonest = segmenter.soonest
         if segmenter.speaking:
             pause = (self._stepped - segmenter.speech_end) // VAD_WINDOW
+            if self._given_ahead:
+                return 1  # speech may resume: work ahead then ends
             if pause < self._ahead_windows:
                 soonest = min(soonest, self._ahead_windows - pause)
             if self._interim:
@@ -160,13 +177,19 @@ class ChannelStream:
         return outputs
 
     def _ahead(self) -> list[Output]:
-        """The utterance as it would end, once in every pause that lasts long enough."""
+        """The utterance as it would end, once in every pause that lasts long enough, and that speech resumed in one."""
         segmenter = self._segmenter
         pause = self._stepped - segmenter.speech_end
-        if not self._ahead_windows or not segmenter.speaking or pause != self._ahead_windows * VAD_WINDOW:
+        if not self._ahead_windows or not segmenter.speaking:
             return []
+        if self._given_ahead and not pause:
+            self._given_ahead = False
+            return [SpeechResumed(self._channel, self._index)]
+        if pause != self._ahead_windows * VAD_WINDOW:
+            return []
+        self._given_ahead = True
         utterance = self._utterance(segmenter.start, segmenter.speech_end + POST_PAD, self._stepped, interim=0)
-        return [Ahead(utterance)]
+        return [Ahead(utterance, segmenter.ends_at)]
 
     def _cut(self, marks: Sequence[Started | Cut]) -> list[Output]:
         outputs: list[Output] = []
@@ -177,6 +200,7 @@ class ChannelStream:
             else:
                 outputs.append(self._utterance(mark.start, mark.end, mark.decided, interim=0))
                 self._index += 1
+                self._given_ahead = False
                 self._interims, self._next_interim = 0, mark.end + self._interim
         return outputs
 

@@ -118,7 +118,7 @@ class Bundles:
         return {name: served.streams for name, served in self._served.items()}
 
     def has_room(self) -> bool:
-        """Whether nothing is to be scored, and there is room for work that may be left out."""
+        """Whether nothing is to be scored, and there is room for work that nobody waits for."""
         return all(engine.has_room for engine in self.engines)
 
     def listen(self, listener: Listener) -> None:
@@ -140,10 +140,10 @@ class Bundles:
         """Nothing: the call holds its utterances until it asks for their scores."""
 
     async def score(
-        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead: bool = False
+        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead_s: float = 0.0
     ) -> Scores:
         """Scores one utterance with the bundle of its stream; see `daemon.interfaces.Scorer`."""
-        return await self._served[info.model].engine.score(info, utterance, history, ahead=ahead)
+        return await self._served[info.model].engine.score(info, utterance, history, ahead_s=ahead_s)
 
     def hold(self, model: str, scoring: "asyncio.Task[None]") -> None:
         """Keeps a bundle until what a stream of it scores is done.

@@ -126,6 +126,11 @@ class Segmenter:
         return self._speech_end
 
     @property
+    def ends_at(self) -> int:
+        """Where the stream will stand when the open utterance is cut, if nobody speaks any more."""
+        return self._speech_end + self._endpoint * VAD_WINDOW
+
+    @property
     def needed_from(self) -> int:
         """The earliest sample that a later output can still refer to: audio before it may be freed."""
         if self.speaking:

@@ -48,6 +48,8 @@ class ScriptedScorer:
         accepted: what it was told of, in order.
         seen: what it was asked to score, in order, but for work ahead.
         ahead: what it was asked to score ahead, in order.
+        ahead_s: how long before it could be certain, of each.
+        given_up: what was cancelled while it was being scored, in order.
         gate: set where it may answer; cleared by a test that holds work back.
     """
 
@@ -55,6 +57,8 @@ class ScriptedScorer:
         self.accepted: list[Utterance] = []
         self.seen: list[Utterance] = []
         self.ahead: list[Utterance] = []
+        self.ahead_s: list[float] = []
+        self.given_up: list[Utterance] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self._failing = failing
@@ -65,12 +69,18 @@ class ScriptedScorer:
         self.accepted.append(utterance)
 
     async def score(
-        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead: bool = False
+        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead_s: float = 0.0
     ) -> Scores:
-        (self.ahead if ahead else self.seen).append(utterance)
-        if ahead and self._busy:
-            raise CapacityError("the engine has certain work to do: nothing is scored ahead")
-        await self.gate.wait()
+        (self.ahead if ahead_s else self.seen).append(utterance)
+        if ahead_s:
+            self.ahead_s.append(ahead_s)
+            if self._busy:
+                raise CapacityError("workers elsewhere score what is certain: nothing is scored ahead")
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.given_up.append(utterance)
+            raise
         if utterance.index in self._failing:
             raise UpstreamError("the asr model failed: out of memory")
         if self._full and not utterance.final:
@@ -103,7 +113,7 @@ class ListeningScorer:
         pass
 
     async def score(
-        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead: bool = False
+        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead_s: float = 0.0
     ) -> Scores:
         if utterance.final:
             self.seen.append(f"{info.session}:{utterance.channel}:{utterance.index}")

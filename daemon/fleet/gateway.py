@@ -77,15 +77,15 @@ class RemoteScorer:
         self._arrived.set()
 
     async def score(
-        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead: bool = False
+        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead_s: float = 0.0
     ) -> Scores:
         """The scores of an utterance, once a worker has found them.
 
         Raises:
-            CapacityError: if the utterance is interim and no worker has time for it, or it is `ahead`.
+            CapacityError: if the utterance is interim and no worker has time for it, or it is not certain.
             UpstreamError: if the workers gave it up, or nobody asked for its result until that expired.
         """
-        if ahead:
+        if ahead_s:
             raise CapacityError("workers elsewhere score what is certain: nothing is scored ahead")
         work = Work(info, utterance, self._name, history)
         arrived = self._waiters[work.event_id] = asyncio.Event()

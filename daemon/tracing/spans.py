@@ -114,13 +114,13 @@ class _TracedScorer:
         self.accept = scorer.accept
 
     async def score(
-        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead: bool = False
+        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead_s: float = 0.0
     ) -> Scores:
         begun = time.time_ns()
         try:
-            scores = await self._scorer.score(info, utterance, history, ahead=ahead)
+            scores = await self._scorer.score(info, utterance, history, ahead_s=ahead_s)
         except UpstreamError as error:
-            if utterance.final and not ahead:  # what failed ahead is tried again
+            if utterance.final and not ahead_s:  # what failed ahead is tried again
                 self._tracing.failed(info, utterance, begun, error)
             raise
         self._tracing.scored(info, utterance, begun)

@@ -354,7 +354,7 @@ class LengthScorer:
         pass
 
     async def score(
-        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead: bool = False
+        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead_s: float = 0.0
     ) -> Scores:
         assert len(utterance.audio) == utterance.end - utterance.start
         if utterance.final:

@@ -5,6 +5,7 @@ The models here are threads that a test holds back with events, so that nothing 
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -69,10 +70,10 @@ async def serving(batcher: Strings) -> AsyncIterator[None]:
 
 
 async def queued(
-    batcher: Strings, items: Sequence[str], bucket: int = 0, *, final: bool = True
+    batcher: Strings, items: Sequence[str], bucket: int = 0, *, final: bool = True, ahead_s: float = 0.0
 ) -> list["asyncio.Task[Timed[str]]"]:
     """Tasks that submitted their items, in order."""
-    tasks = [asyncio.create_task(batcher.submit(item, bucket, final=final)) for item in items]
+    tasks = [asyncio.create_task(batcher.submit(item, bucket, final=final, ahead_s=ahead_s)) for item in items]
     await asyncio.sleep(0)  # each runs up to where it waits for its result
     return tasks
 
@@ -196,6 +197,78 @@ async def test_interims_are_refused_while_the_model_is_busy_most_of_the_time_and
             clock.now += 5.0
             assert (await batcher.submit("d", 0, final=False)).value == "D"
     assert batcher.counts.refused == 1
+
+
+async def test_what_is_wanted_first_goes_first() -> None:
+    model = Model()
+    async with batcher_of(model, BatchSettings(max_batch_size=1, max_queue_delay_s=0.0)) as batcher:
+        later = await queued(batcher, "c", ahead_s=0.2)
+        sooner = await queued(batcher, "b", ahead_s=0.1)
+        now = await queued(batcher, "a")
+        async with serving(batcher):
+            await values([*later, *sooner, *now])
+    assert model.batches == [["a"], ["b"], ["c"]]
+
+
+async def test_uncertain_work_begins_at_once_on_an_idle_model() -> None:
+    model = Model()
+    async with batcher_of(model) as batcher, serving(batcher):
+        assert (await batcher.submit("a", 0, final=True, ahead_s=NEVER_S)).value == "A"
+
+
+async def test_uncertain_work_waits_for_its_turn_while_another_worker_is_busy() -> None:
+    clock, model = Clock(), Model()
+    rules = BatchSettings(max_batch_size=4, max_queue_delay_s=0.0, workers=2)
+    model.gate.clear()
+    with ThreadPoolExecutor(2) as executor:
+        batcher: Strings = Batcher("asr", model, executor, rules, clock)
+        async with serving(batcher):
+            running = await queued(batcher, "a")
+            await until(lambda: model.batches == [["a"]])
+            (ahead,) = await queued(batcher, "b", ahead_s=0.35)
+            clock.now += 0.1
+            certain = await queued(batcher, "c")
+            await until(lambda: model.batches[1:] == [["c"]])
+            model.gate.set()
+            await values([*running, *certain])
+            clock.now += 0.01  # 16 ms before its turn: it begins, for nobody else is there
+            assert (await ahead).value == "B"
+    assert model.batches == [["a"], ["c"], ["b"]], "it shares no batch either"
+
+
+async def test_uncertain_work_gets_its_turn_on_a_busy_model_before_it_is_wanted() -> None:
+    model = Model()
+    model.gate.clear()
+    rules = BatchSettings(max_batch_size=4, max_queue_delay_s=0.0, workers=2)
+    async with batcher_of(model, rules) as batcher, serving(batcher):
+        running = await queued(batcher, "a")
+        await until(lambda: model.batches == [["a"]])
+        begun = time.perf_counter()
+        ahead = await queued(batcher, "b", ahead_s=0.3)
+        await until(lambda: model.batches[1:] == [["b"]])
+        assert 0.05 < time.perf_counter() - begun < 5.0, "76 ms, and what a busy machine adds"
+        model.gate.set()
+        await values([*running, *ahead])
+
+
+async def test_nobody_waits_for_what_is_not_wanted_yet() -> None:
+    clock, model = Clock(), Model()
+    model.gate.clear()
+    with ThreadPoolExecutor(1) as executor:
+        batcher: Strings = Batcher("asr", model, executor, AT_ONCE, clock)
+        async with serving(batcher):
+            running = await queued(batcher, "a")
+            await until(model.entered.is_set)
+            (ahead,) = await queued(batcher, "b", ahead_s=2.0)
+            clock.now += 1.5
+            assert batcher.wait_s == 0.0
+            clock.now += 1.0
+            assert batcher.wait_s == 0.5
+            ahead.cancel()
+            await asyncio.wait({ahead})
+            assert (batcher.depth, batcher.wait_s) == (0, 0.0), "given up, it holds up nobody"
+            model.gate.set()
+            await values(running)
 
 
 async def test_tells_how_long_a_batch_has_been_running() -> None:

@@ -97,6 +97,9 @@ async def test_an_utterance_is_scored_once_in_the_silence_that_ends_it() -> None
     (event,) = finals(played)
     assert played.scorer.seen == []
     (ahead,) = played.scorer.ahead
+    assert played.scorer.ahead_s == [pytest.approx((16 - 5) * VAD_WINDOW / SAMPLE_RATE_HZ)], (
+        "what is left of the silence"
+    )
     assert (ahead.start, ahead.end) == (event.utterance.start, event.utterance.end)
     assert event.scores.transcript is not None
     assert event.scores.latency.total < 100  # what is left to wait for once the silence has ended the utterance
@@ -118,9 +121,20 @@ async def test_speech_that_goes_on_is_scored_whole() -> None:
     (event,) = finals(played)
     assert scorer.seen == []
     assert event.utterance.end == scorer.ahead[1].end > scorer.ahead[0].end
+    assert scorer.given_up == scorer.ahead[:1]
 
 
-async def test_a_busy_engine_scores_when_it_is_certain() -> None:
+async def test_work_ahead_ends_as_soon_as_speech_goes_on() -> None:
+    scorer = ScriptedScorer()
+    scorer.gate.clear()
+    async with playing(SPEECH + [0.0] * 7 + SPEECH, scorer=scorer, ahead=AHEAD) as played:
+        await played.feed(len(SPEECH) + 7)
+        await until(lambda: len(scorer.ahead) == 1)
+        await played.feed(1)
+        await until(lambda: scorer.given_up == scorer.ahead)
+
+
+async def test_a_scorer_that_does_nothing_ahead_scores_when_it_is_certain() -> None:
     scorer = ScriptedScorer(busy=True)
     async with playing(SPEECH + PAUSE, scorer=scorer, ahead=AHEAD) as played:
         await played.feed(len(SPEECH + PAUSE))
@@ -420,10 +434,10 @@ class CountingScorer(ScriptedScorer):
         self.known: list[tuple[int, int, int, float]] = []
 
     async def score(
-        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead: bool = False
+        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead_s: float = 0.0
     ) -> Scores:
         self.known.append((utterance.channel, utterance.index, utterance.interim, history.weight))
-        scores = await super().score(info, utterance, history, ahead=ahead)
+        scores = await super().score(info, utterance, history, ahead_s=ahead_s)
         return replace(scores, history=History(None, history.weight + 1))
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daemon.messages import Utterance
-from daemon.session import Ahead, ChannelStream, Output, Previews, Session, SpeechStarted
+from daemon.session import Ahead, ChannelStream, Output, Previews, Session, SpeechResumed, SpeechStarted
 from model.audio import MAX_UTTERANCE, POST_PAD, PRE_PAD, SAMPLE_RATE_HZ, VAD_WINDOW, Samples
 from model.segmenter import Endpointing
 from tests.fakes import ScriptedDetector, judged
@@ -43,6 +43,9 @@ def described(outputs: list[Output]) -> list[tuple[object, ...]]:
         if isinstance(output, SpeechStarted):
             values.append((output.channel, output.start))
             continue
+        if isinstance(output, SpeechResumed):
+            values.append(("resumed", output.channel, output.index))
+            continue
         o = output.utterance if isinstance(output, Ahead) else output
         kind = type(output).__name__
         values.append((kind, o.channel, o.index, o.start, o.end, o.interim, o.decided, o.audio.tobytes()))
@@ -66,7 +69,7 @@ def test_a_pause_that_ends_an_utterance_gives_its_very_audio_ahead() -> None:
     outputs = feed(stream([0.9] * 30, ahead=AHEAD), ramp(60 * VAD_WINDOW))
     (preview,) = [output.utterance for output in outputs if isinstance(output, Ahead)]
     (final,) = utterances(outputs)
-    assert outputs.index(Ahead(preview)) < outputs.index(final)
+    assert outputs.index(Ahead(preview, final.decided)) < outputs.index(final)
     assert (preview.index, preview.start, preview.end, preview.final) == (final.index, final.start, final.end, True)
     np.testing.assert_array_equal(preview.audio, final.audio)
     assert preview.decided == 35 * VAD_WINDOW < final.decided
@@ -77,6 +80,7 @@ def test_every_pause_that_lasts_is_given_ahead_and_a_short_one_is_not() -> None:
     outputs = feed(stream(script, ahead=AHEAD), ramp(len(script) * VAD_WINDOW))
     ends = [output.utterance.end for output in outputs if isinstance(output, Ahead)]
     assert ends == [10 * VAD_WINDOW + POST_PAD, 41 * VAD_WINDOW + POST_PAD]
+    assert [type(output) for output in outputs] == [SpeechStarted, Ahead, SpeechResumed, Ahead, Utterance]
     assert [utterance.end for utterance in utterances(outputs)] == ends[-1:]
 
 

@@ -48,7 +48,7 @@ class Slow(ListeningScorer):
         self._seconds = seconds
 
     async def score(
-        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead: bool = False
+        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead_s: float = 0.0
     ) -> Scores:
         self.seen.append(f"{info.session}:{utterance.channel}:{utterance.index}")
         await asyncio.sleep(self._seconds)
@@ -63,12 +63,12 @@ class Deadly(Slow):
         self.died = asyncio.Event()
 
     async def score(
-        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead: bool = False
+        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead_s: float = 0.0
     ) -> Scores:
         if utterance.channel == 0:
             self.died.set()
             await asyncio.Event().wait()
-        return await super().score(info, utterance, history, ahead=ahead)
+        return await super().score(info, utterance, history, ahead_s=ahead_s)
 
 
 async def wait_for(ask: Callable[[], Awaitable[Value]], wanted: Callable[[Value], bool]) -> Value:
@@ -356,7 +356,7 @@ async def test_interims_are_scored_and_refused_where_nobody_has_time(url: str) -
         got = await gateway.score(info, said(1, interim=1), before)
         assert got.adaptation == heard_scores(said(1, interim=1), before).adaptation
         with pytest.raises(CapacityError, match="nothing is scored ahead"):
-            await gateway.score(info, said(1), before, ahead=True)
+            await gateway.score(info, said(1), before, ahead_s=0.3)
     assert await published(url) == []
     assert await left_of(url, "*interim:*") == {}
 

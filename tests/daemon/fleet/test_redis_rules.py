@@ -94,7 +94,7 @@ async def test_the_rules_of_the_page_are_enough(server: EmbeddedRedis, tmp_path:
             await gateway.score(make_info(), said(2), found[-1].history)
         await until(lambda: gateway.status is not None and gateway.status.workers == 1)
         with pytest.raises(CapacityError, match="ahead"):
-            await gateway.score(make_info(), said(3), ahead=True)
+            await gateway.score(make_info(), said(3), ahead_s=0.3)
         assert (await gateway.score(make_info(), said(3, interim=1), found[-1].history)).adaptation
         async with Redis.from_url(url["medusa-scaler"], protocol=2) as scaler:
             (group,) = await scaler.xinfo_groups(FleetKeys(BUNDLE).work)

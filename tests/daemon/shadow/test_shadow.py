@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -214,8 +215,19 @@ async def test_only_what_is_deleted_is_forgotten(models: Models, server: Embedde
         assert len(await entries(server.url)) == left
 
 
-async def test_it_ends_where_redis_says_nothing(models: Models) -> None:
+@pytest.fixture
+def polite_threads() -> Iterator[None]:
+    """A test that looks at every tick hardly lets the models' threads run."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("polite_threads")
+async def test_it_ends_where_redis_says_nothing(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whenever it is told to: redis-py swallows a cancellation that meets it while it connects."""
+    monkeypatch.setattr("daemon.shadow.comparing._REPLY_S", 0.2)
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()

@@ -84,12 +84,12 @@ async def under(headers: dict[str, str], tracing: Tracing, kind: str = "websocke
     await TraceparentMiddleware(app)({"type": kind, "headers": raw}, receive, send)
 
 
-async def score(tracing: Tracing, index: int = 0, *, ahead: bool = False, pause_s: float = 0.0) -> None:
+async def score(tracing: Tracing, index: int = 0, *, ahead_s: float = 0.0, pause_s: float = 0.0) -> None:
     """Scores and publishes an utterance."""
     utterance = make_utterance(index)
-    scores = await tracing.traced(ScriptedScorer()).score(INFO, utterance, ahead=ahead)
+    scores = await tracing.traced(ScriptedScorer()).score(INFO, utterance, ahead_s=ahead_s)
     await asyncio.sleep(pause_s)
-    if ahead:
+    if ahead_s:
         scores = replace(scores, latency=replace(scores.latency, total=0.0))
     tracing.observe(EmotionEvent(INFO, utterance, scores, now_ms()))
 
@@ -133,7 +133,7 @@ async def test_an_utterance_is_a_span_of_its_stages_under_the_trace_of_the_clien
 async def test_what_was_scored_ahead_lies_where_it_was_done() -> None:
     with written() as (tracing, exporter):
         tracing.opened(INFO.session)
-        await score(tracing, ahead=True, pause_s=0.2)
+        await score(tracing, ahead_s=0.2, pause_s=0.2)
         spans = by_name(exporter)
         assert at(spans["fusion"])[1] <= at(spans["endpoint"])[1] - 100 * _MS
         assert spans["utterance"].parent is None, "no trace came with the request: it begins here"
@@ -143,9 +143,9 @@ async def test_what_failed_says_so() -> None:
     with written() as (tracing, exporter):
         await under(HEADERS, tracing)
         failing = tracing.traced(ScriptedScorer(failing=frozenset({0})))
-        for ahead in (True, False):
+        for ahead_s in (0.3, 0.0):
             with pytest.raises(UpstreamError):
-                await failing.score(INFO, make_utterance(), ahead=ahead)
+                await failing.score(INFO, make_utterance(), ahead_s=ahead_s)
         (span,) = exporter.get_finished_spans()
         assert (span.name, span.status.status_code) == ("utterance", StatusCode.ERROR)
         assert span.context.trace_id == int(TRACE, 16)
@@ -154,7 +154,7 @@ async def test_what_failed_says_so() -> None:
 async def test_a_stream_that_ended_leaves_nothing_behind() -> None:
     with written() as (tracing, exporter):
         await under(HEADERS, tracing)
-        await tracing.traced(ScriptedScorer()).score(INFO, make_utterance(0), ahead=True)
+        await tracing.traced(ScriptedScorer()).score(INFO, make_utterance(0), ahead_s=0.3)
         tracing.observe(CallEvent("call.ended", INFO, Totals(), "client_closed", now_ms()))
         assert (tracing._parents, tracing._scored) == ({}, {})
         await under({"traceparent": "00-nonsense"}, tracing)
