@@ -33,6 +33,7 @@ from bench.export import spec_of
 from bench.under_test import BASELINES
 from daemon.asr import AsrItem, AsrModel, Task, scorable
 from daemon.config import Config, load_config
+from daemon.detection import Detection
 from daemon.emotion import EmotionItem, EmotionModel
 from daemon.engine import EngineSettings, Models, load_models
 from daemon.interfaces import Scorer
@@ -236,7 +237,7 @@ async def run(kind: str, config: Config) -> None:
     sink = RedisSink(config.redis, spool=Spool(config.streams.spool_dir))
     await sink.start()
     with ThreadPoolExecutor(2, thread_name_prefix="vad") as compute:
-        streams = Streams(rules_of(config), Services(scorer, sink, compute), Metrics())
+        streams = Streams(rules_of(config), Services(scorer, sink, Detection(compute)), Metrics())
         door = WebSocketDoor(streams, NativeDialect)
         routes = [WebSocketRoute("/v1/stream", door.__call__), *probes(lambda: kind, _fine, _fine, Metrics())]
         settings = uvicorn.Config(

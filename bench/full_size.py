@@ -71,15 +71,20 @@ def speech(name: str, published: str) -> SpeechReference:
     return SpeechReference(name, SpeechEncoder(built(published)), standardised=True)
 
 
-def text(name: str, published: str) -> TextReference:
-    """A text transformer with a tokenizer of whole words: what ids stand for does not matter to random weights."""
+def word_tokenizer() -> Tokenizer:
+    """A tokenizer of whole words: what ids stand for does not matter to random weights."""
     words = sorted({word for sentence in TEXTS for word in sentence.split()})
     vocabulary = {word: index for index, word in enumerate((*_SPECIAL, *words))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))  # no password
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.BertProcessing(("</s>", 2), ("<s>", 0))
+    return tokenizer
+
+
+def text(name: str, published: str) -> TextReference:
+    """A text transformer."""
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save(str(Path(folder) / "tokenizer.json"))
+        word_tokenizer().save(str(Path(folder) / "tokenizer.json"))
         return TextReference(name, TextEncoder(built(published)), TextTokenizer(Path(folder) / "tokenizer.json"))
 
 

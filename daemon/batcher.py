@@ -228,6 +228,17 @@ class Batcher(Generic[Item, Result]):
         finally:
             self._unanswered.discard(waiting.future)
 
+    def hasten(self, is_wanted: Callable[[Item], bool]) -> None:
+        """Finals that wait and were to be wanted later are wanted now, where `is_wanted` says so."""
+        now = self._clock()
+        sooner = [waiting for waiting in self._lanes.final if waiting.due > now and is_wanted(waiting.item)]
+        for waiting in sooner:
+            self._lanes.forget(waiting)
+            waiting.due = now
+            self._lanes.add(waiting)
+        if sooner:
+            self._changed.set()
+
     async def run(self) -> None:
         """Serves for ever; cancel it to stop. Whoever still waits then gets an UpstreamError."""
         try:
@@ -340,11 +351,12 @@ class Batcher(Generic[Item, Result]):
                 waiting.future.set_result(Timed(result, begun - waiting.since, run_s))
 
     async def _after_failure(self, batch: list[_Waiting[Item, Result]], error: Exception) -> None:
-        """A failing item must not fail its neighbours: each is tried alone, once."""
+        """A failing item must not fail its neighbours: each that is still wanted is tried alone, once."""
         self.counts.failures += 1
         if len(batch) > 1:
             for waiting in batch:
-                await self._run([waiting])
+                if not waiting.future.done():
+                    await self._run([waiting])
             return
         if not batch[0].future.done():
             failure = UpstreamError(f"the {self.name} model failed: {error}")

@@ -12,10 +12,11 @@ from daemon.access import assembled, tls
 from daemon.asr import AsrItem, Task
 from daemon.audit.writer import AUDIT_KEY
 from daemon.calls.alerts import AlertRules
-from daemon.config import EMBEDDED, AlertRuleConfig, AlertsConfig, Config, PolicyConfig
+from daemon.config import EMBEDDED, Config
+from daemon.config_sections import AlertRuleConfig, AlertsConfig, PolicyConfig
 from daemon.embedded import check_embedded
 from daemon.emotion import EmotionItem
-from daemon.engine import Models, decoder_precision, load_models, pick_device
+from daemon.engine import Models, decoder_precision, execution_of, load_models, pick_device
 from daemon.listening import authority, free
 from daemon.policy import Transcripts
 from daemon.sinks.journal import check_directory
@@ -24,6 +25,7 @@ from daemon.tracing.assembled import check_traces
 from model.audio import SAMPLE_RATE_HZ
 from model.bundle import ENSEMBLE, SIGNATURE, Bundle
 from model.labels import CLASSES
+from model.providers import Execution
 from model.signature import name_of, read_public_key, signed_by
 from model.sources import WEIGHTS, SourceError, resolve
 from model.spec import WHISPER_KINDS, EncoderSpec
@@ -60,14 +62,15 @@ def checked(config: Config) -> dict[str, str]:
     check_directory(config.streams.spool_dir)
     if config.redis == EMBEDDED:
         check_embedded(config.streams.embedded_dir)
-    device = pick_device(config.models.device)
-    models = load_models(config.bundle, config.engine_settings())
+    settings = config.engine_settings()
+    device = pick_device(settings.device)
+    models = load_models(config.bundle, settings)
     bundle = models.bundle
     manifest, ensemble = bundle.manifest, bundle.spec
     seconds, needed, available = _seconds(models), _needed_bytes(bundle, config), _available_bytes()
     untrained = [name for name in CLASSES if name not in ensemble.trained_classes]
     AlertRules((rule.rule() for rule in config.alerts.rules), ensemble.trained_classes)
-    shadow = None if config.models.shadow is None else load_models(config.models.shadow, config.engine_settings())
+    shadow = None if config.models.shadow is None else load_models(config.models.shadow, settings)
     if shadow is not None:
         needed += _needed_bytes(shadow.bundle, config) - _PROGRAM_BYTES
     return {
@@ -82,8 +85,7 @@ def checked(config: Config) -> dict[str, str]:
         "encoders": "\n".join(_encoder(encoder, bundle, config) for encoder in ensemble.encoders),
         "size": _size(bundle),
         "operations": _operations(bundle),
-        "device": f"{device}; {ctranslate2.get_cuda_device_count() or 'no'} GPU here, "
-        + ("and CUDA is not needed" if device == "cpu" else "and CUDA is used"),
+        "device": devices(device, execution_of(settings), ctranslate2.get_cuda_device_count()),
         "precision": _precisions(bundle, device),
         "memory": f"at least {_short(needed)}B for the program and its weights"
         + (f"; {_short(available)}B are free here" if available is not None else ""),
@@ -102,6 +104,21 @@ def checked(config: Config) -> dict[str, str]:
         "redis": without_password(config.redis),
         "spool": str(config.streams.spool_dir.absolute()),
     }
+
+
+def devices(words: str, execution: Execution, gpus: int) -> str:
+    """Where everything runs, and whether any of it needs CUDA.
+
+    Args:
+        words: the device on which Whisper's words are decoded.
+        execution: where graphs run.
+        gpus: how many GPUs there are.
+    """
+    cpu_alone = {words, execution.device, execution.ensemble} == {"cpu"}
+    return (
+        f"words on {words}, encoders on {execution.device}, ensemble on {execution.ensemble}; {gpus or 'no'} GPU here, "
+        + ("and CUDA is not needed" if cpu_alone else "and CUDA is used")
+    )
 
 
 def _retention(config: Config) -> str:

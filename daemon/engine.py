@@ -6,9 +6,9 @@ utterance -> asr batcher (frames, words) -> emotion batcher (posteriors) -> scor
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -182,6 +182,38 @@ class _Members:
         return self._model(items, self.fallback) if self.fallback else self._model(items)
 
 
+class _Wanted:
+    """When the scores of an utterance are wanted: when its pause is over, or at once if it turns out to be certain before.
+
+    Attributes:
+        utterance: as it will be.
+    """
+
+    def __init__(self, utterance: Utterance, ahead_s: float) -> None:
+        self.utterance = utterance
+        self._at = time.perf_counter() + ahead_s
+        self._certain = asyncio.Event()
+
+    @property
+    def ahead_s(self) -> float:
+        """How long before that it is now; 0 from there on."""
+        return 0.0 if self._certain.is_set() else max(0.0, self._at - time.perf_counter())
+
+    def is_of(self, utterance: Utterance) -> bool:
+        """Whether `utterance`, of the same channel and index, is the same audio."""
+        return (self.utterance.start, self.utterance.end) == (utterance.start, utterance.end)
+
+    def now(self) -> None:
+        """They are wanted now."""
+        self._certain.set()
+
+    async def comes(self) -> None:
+        """Returns once they are wanted."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.ahead_s):
+                await self._certain.wait()
+
+
 class Engine:
     """Implements `daemon.interfaces.Scorer` over two batchers.
 
@@ -196,6 +228,8 @@ class Engine:
         self.models = models
         self.listener: Listener | None = None
         self._transcripts = settings.transcripts
+        self._ahead: dict[tuple[str, int, int], _Wanted] = {}
+        """What is scored ahead, by session, channel and index."""
         self.steps = Steps(settings.fallback_wait_s, time.monotonic)
         self.asr: Batcher[AsrItem, Heard] = Batcher("asr", models.asr, asr, settings.batch)
         self._members = _Members(models.emotion)
@@ -207,7 +241,16 @@ class Engine:
         return self.models.bundle.id
 
     def accept(self, info: CallInfo, utterance: Utterance) -> None:
-        """Nothing: the call holds its utterances until it asks for their scores, and it ends with us."""
+        """What is scored of it ahead is wanted now: a stream may end, or its client send faster than anybody speaks.
+
+        Else nothing: the call holds its utterances until it asks for their scores, and it ends with us.
+        """
+        wanted = self._ahead.get((info.session, utterance.channel, utterance.index))
+        if wanted is not None and wanted.is_of(utterance):
+            wanted.now()
+            audio = wanted.utterance.audio
+            self.asr.hasten(lambda item: item.audio is audio)
+            self.emotion.hasten(lambda item: item.audio is audio)
 
     def stuck(self) -> str | None:
         """Which model has been at one batch for longer than any takes; None if none has."""
@@ -226,18 +269,27 @@ class Engine:
         """How long finals were waited for lately because the models were busy."""
         return self.asr.wait_s + self.emotion.wait_s
 
-    async def _heard(self, utterance: Utterance, bucket: int, language: str | None, ahead_s: float) -> Timed[Heard]:
+    @contextmanager
+    def _wanted(self, info: CallInfo, utterance: Utterance, ahead_s: float) -> Iterator[_Wanted]:
+        """When the scores are wanted, which `accept` may change while the block lasts."""
+        key, wanted = (info.session, utterance.channel, utterance.index), _Wanted(utterance, ahead_s)
+        if ahead_s:
+            self._ahead[key] = wanted
+        try:
+            yield wanted
+        finally:
+            if self._ahead.get(key) is wanted:  # a later pause may have begun while this one's work was given up
+                del self._ahead[key]
+
+    async def _heard(self, utterance: Utterance, bucket: int, language: str | None, wanted: _Wanted) -> Timed[Heard]:
         task = Task.WORDS if utterance.final else Task.FEATURES
-        first = await self.asr.submit(
-            AsrItem(utterance.audio, language, task), (bucket, task, language), final=utterance.final, ahead_s=ahead_s
-        )
+        item = AsrItem(utterance.audio, language, task)
+        first = await self.asr.submit(item, (bucket, task, language), final=utterance.final, ahead_s=wanted.ahead_s)
         words = first.value.transcript
         if words is None or words.trusted:
             return first
         item = AsrItem(utterance.audio, language, Task.WORDS_AGAIN)
-        await asyncio.sleep(
-            _left(ahead_s, first)
-        )  # it takes long, and what was not said to its end is often not understood
+        await wanted.comes()  # it takes long, and what was not said to its end is often not understood
         again = await self.asr.submit(item, (item.task, id(item)), final=True)  # alone, for the same reason
         heard = Heard(first.value.frames, again.value.transcript)
         return Timed(heard, first.queue_s + again.queue_s, first.run_s + again.run_s)
@@ -253,12 +305,13 @@ class Engine:
         """
         bucket = bucket_length(max(len(utterance.audio), MIN_UTTERANCE))
         final = utterance.final
-        heard = await self._heard(utterance, bucket, info.language, ahead_s)
-        if final and self.listener is not None:
-            self.listener(self.models.bundle, info, utterance, heard.value)
-        self._members.fallback = self.steps.number(self.wait_s, len(self.models.bundle.manifest.fallbacks))
-        item = EmotionItem(utterance.audio, heard.value, history)
-        scored = await self.emotion.submit(item, bucket, final=final, ahead_s=_left(ahead_s, heard))
+        with self._wanted(info, utterance, ahead_s) as wanted:
+            heard = await self._heard(utterance, bucket, info.language, wanted)
+            if final and self.listener is not None:
+                self.listener(self.models.bundle, info, utterance, heard.value)
+            self._members.fallback = self.steps.number(self.wait_s, len(self.models.bundle.manifest.fallbacks))
+            item = EmotionItem(utterance.audio, heard.value, history)
+            scored = await self.emotion.submit(item, bucket, final=final, ahead_s=wanted.ahead_s)
         queue_s = heard.queue_s + scored.queue_s
         latency = Latency(
             endpoint=ms_from_samples(utterance.decided - utterance.end),
@@ -271,11 +324,6 @@ class Engine:
         found = scored.value
         words = shown(heard.value.transcript, self._transcripts)
         return Scores(found.posteriors, words, latency, found.history, found.adaptation)
-
-
-def _left(ahead_s: float, timed: Timed[Heard]) -> float:
-    """Time until a result is wanted, after a part of the work to it."""
-    return max(0.0, ahead_s - timed.queue_s - timed.run_s)
 
 
 @asynccontextmanager

@@ -37,7 +37,7 @@ class Scorer(Protocol):
     """The engine: utterances in, scores out, batched across all streams."""
 
     def accept(self, info: CallInfo, utterance: Utterance) -> None:
-        """Tells of a final utterance as soon as it is certain; it is scored later, in its turn. Never blocks."""
+        """Tells of a final utterance once it is certain: what is scored of it ahead is wanted from now on. Never blocks."""
 
     async def score(
         self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead_s: float = 0.0

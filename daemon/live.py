@@ -64,7 +64,7 @@ def _footer(fields: Mapping[str, str]) -> str:
     known = [f"{name} {float(fields[name]):.1f}/7" for name in ATTRIBUTES if fields[name]]
     attributes = ", ".join(known) if known else "arousal, valence, dominance: not trained in this bundle"
     waited, disagreement = float(fields["lat_ms"]), float(fields["uncertainty"])
-    said = [attributes, f"scored {waited:.0f} ms after its end", f"disagreement {disagreement:.2f}"]
+    said = [attributes, f"scored {waited:.0f} ms after the pause that ended it", f"disagreement {disagreement:.2f}"]
     shares = {name: float(value) for name, value in fields.items() if name.startswith(_SHARE)}
     if shares:
         said.append("made of " + ", ".join(f"{p:.0%} {name.removeprefix(_SHARE)}" for name, p in shares.items()))

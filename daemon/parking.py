@@ -2,7 +2,7 @@
 
 A client that asked for it got a resume token. While its stream is parked nothing of it is cut: what was accepted is scored
 and published, what is being said stays open, and messages are kept. Nobody comes back in time, or we shut down: it is finished.
-A stream that ended is kept too: its client may not have got the last messages.
+A stream that ended is kept too: its client may not have got the last messages. It alone has no place among the open streams.
 """
 
 import asyncio
@@ -70,6 +70,11 @@ class Parking:
 
     def __len__(self) -> int:
         return len(self._places) + self._finishing
+
+    @property
+    def unfinished(self) -> int:
+        """Those that have not ended: they hold what open streams hold."""
+        return sum(parked.finish is not None for parked, _ in self._places.values()) + self._finishing
 
     @contextmanager
     def connected(self, token: str, owner: object, let_go: Callable[[], None]) -> Iterator[None]:

@@ -11,11 +11,11 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from daemon import wire
+from daemon.detection import Detection
 from daemon.errors import CapacityError, UpstreamError
 from daemon.interfaces import Scorer, Sink
 from daemon.messages import CallEvent, CallInfo, EmotionEvent, Scores, Totals, Utterance
@@ -43,12 +43,12 @@ class Services:
     Attributes:
         scorer: the engine.
         sink: where events go.
-        compute: threads for speech detection.
+        detection: of speech, for all streams.
     """
 
     scorer: Scorer
     sink: Sink
-    compute: Executor
+    detection: Detection
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ class Call:
 
     async def _judge(self, work: Callable[[], list[Output]]) -> None:
         """Has the session do compute, and accepts what comes of it."""
-        self._judging = asyncio.get_running_loop().run_in_executor(self._services.compute, work)
+        self._judging = self._services.detection.judge(work, self._session.windows)
         await self._accept()
 
     async def run(self) -> None:
@@ -171,7 +171,7 @@ class Call:
 
     def _take_charge(self, outputs: Sequence[Output]) -> None:
         """From here on nothing of it is lost, whoever is cancelled."""
-        self._outputs.extend(outputs)
+        self._outputs.extend(_timely(outputs))
         for output in outputs:
             if isinstance(output, Utterance) and output.final:
                 self._services.scorer.accept(self.info, output)
@@ -226,12 +226,12 @@ class Call:
         key = utterance.channel, utterance.index
         # What its channel sounded like is not known before all that was said on it is scored.
         if self._group is not None and self._scored.get(utterance.channel, 0) == utterance.index:
-            self._ahead[key] = _ScoredAhead(utterance, self._group.create_task(self._scores_ahead(ahead)))
+            # Of the silence a part may be here already; never 0, which says that it is certain.
+            ahead_s = max(1, ahead.certain - self._session.received) / SAMPLE_RATE_HZ
+            self._ahead[key] = _ScoredAhead(utterance, self._group.create_task(self._scores_ahead(utterance, ahead_s)))
 
-    async def _scores_ahead(self, ahead: Ahead) -> Scores | None:
+    async def _scores_ahead(self, utterance: Utterance, ahead_s: float) -> Scores | None:
         """None where the utterance is better scored when it is certain."""
-        utterance = ahead.utterance
-        ahead_s = (ahead.certain - utterance.decided) / SAMPLE_RATE_HZ
         try:
             return await self._services.scorer.score(self.info, utterance, self._history(utterance), ahead_s=ahead_s)
         except (CapacityError, UpstreamError):
@@ -298,3 +298,16 @@ class Call:
 
     def _publish_call(self, kind: Literal["call.started", "call.ended", "call.failed"], reason: str) -> None:
         self._services.sink.publish(CallEvent(kind, self.info, self.totals, reason, now_ms()))
+
+
+def _timely(outputs: Sequence[Output]) -> list[Output]:
+    """All but the work ahead of pauses that are over in the same outputs: it would wait to be wanted, and it is certain."""
+    over: set[tuple[int, int]] = set()
+    kept: list[Output] = []
+    for output in reversed(outputs):
+        if isinstance(output, Ahead) and (output.utterance.channel, output.utterance.index) in over:
+            continue
+        if isinstance(output, SpeechResumed) or (isinstance(output, Utterance) and output.final):
+            over.add((output.channel, output.index))
+        kept.append(output)
+    return kept[::-1]

@@ -40,6 +40,7 @@ from daemon.calls.board import running_board
 from daemon.calls.tracker import CallTracker
 from daemon.calls.webhook import running_webhook
 from daemon.config import EMBEDDED, Config
+from daemon.detection import Detection
 from daemon.drift import Drift
 from daemon.embedded import EmbeddedRedis
 from daemon.engine import Models
@@ -139,7 +140,7 @@ async def running_daemon(config: Config) -> AsyncIterator[Daemon]:
         if tracing is not None:
             scorer = tracing.traced(scorer)
             sink.observers.append(tracing.observe)
-        services = Services(scorer, calls, compute)
+        services = Services(scorer, calls, Detection(compute))
 
         def opened(stream: Stream) -> None:
             calls.listen(stream.info.session, stream.notify)
@@ -254,7 +255,7 @@ def _rules(config: Config, scoring: Scoring) -> StreamRules:
         languages=scoring.languages,
         endpointing=config.endpointing_rules(),
         interim_ms=config.interim_ms,
-        ahead_silence_ms=config.ahead_silence_ms,
+        ahead_silence_ms=0 if config.role == "gateway" else config.ahead_silence_ms,  # workers score what is certain
         max_streams=config.limits.max_streams,
         max_wait_s=config.limits.max_wait_ms / 1000,
         max_message_bytes=config.limits.max_message_bytes,

@@ -120,10 +120,10 @@ class ChannelStream:
     @property
     def due(self) -> bool:
         """Whether something can come of what was pushed."""
-        return self._ready >= self._soonest()
+        return self.windows >= self._soonest()
 
     @property
-    def _ready(self) -> int:
+    def windows(self) -> int:
         """Whole windows that are not judged yet."""
         return (self._received - self._stepped) // VAD_WINDOW
 
@@ -150,7 +150,7 @@ class ChannelStream:
         """What the samples taken so far complete."""
         self._buffer = np.concatenate([self._buffer, *self._pushed])
         self._pushed.clear()
-        outputs = self._step(ready) if (ready := self._ready) else []
+        outputs = self._step(ready) if (ready := self.windows) else []
         self._release()
         return outputs
 
@@ -240,6 +240,11 @@ class UnheardChannel:
         """Nothing comes of them."""
         return False
 
+    @property
+    def windows(self) -> int:
+        """None is judged."""
+        return 0
+
     def push(self, samples: Samples) -> None:
         """Counts the next samples, `float32 [T]`."""
         self.received += len(samples)
@@ -287,6 +292,11 @@ class Session:
     def due(self) -> bool:
         """Whether something can come of what was pushed: time to judge it."""
         return any(channel.due for channel in self._channels)
+
+    @property
+    def windows(self) -> int:
+        """Whole windows of all channels that are not judged yet."""
+        return sum(channel.windows for channel in self._channels)
 
     def push(self, channels: Sequence[Samples]) -> None:
         """Takes the next samples of every channel; next to no work.

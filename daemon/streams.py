@@ -44,6 +44,9 @@ _SETTLED_STEP: Final = SAMPLE_RATE_HZ
 _KEPT_PERCENT: Final = 75
 """Of the messages that may wait for a reader: what is repeated to one that comes back must leave room for what is new."""
 
+_CONNECTIONS_PER_STREAM: Final = 2
+"""The one that has it, which may hang, and the one over which its client comes back."""
+
 GOODBYE_S: Final = 5.0
 """How long the last messages of a stream may take to a client that is slow."""
 
@@ -60,8 +63,8 @@ class StreamRules:
         endpointing: when speech begins and ends.
         interim_ms: default distance of interim results.
         ahead_silence_ms: silence after which an utterance is scored ahead; 0 for never.
-        max_streams: streams at a time.
-        max_wait_s: no stream is admitted while finals wait longer for the engine.
+        max_streams: streams at a time, those included that wait for their clients.
+        max_wait_s: no stream begins while finals wait longer for the engine.
         max_message_bytes: of one message.
         idle_timeout_s: without any message.
         resume_window_s: how long a stream waits for a client that lost its connection; 0 never waits.
@@ -132,6 +135,7 @@ class Streams:
         rules: what streams share.
         metrics: counts them.
         parking: those without a connection.
+        connections: admitted ones, those included that have begun nothing.
     """
 
     def __init__(
@@ -147,7 +151,9 @@ class Streams:
         self._opened = opened
         self.metrics = metrics
         self._services = services
+        self.connections = 0
         self._open = 0
+        """Streams that have begun and not ended, with a connection or without."""
         self._all_closed = asyncio.Event()
         self._all_closed.set()
         self._stopping = _Stopping()
@@ -170,7 +176,7 @@ class Streams:
         self._stopping.draining.set()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._all_closed.wait(), timeout_s)
-        late = self._open + len(self.parking)
+        late = self.connections + len(self.parking)
         self._stopping.giving_up.set()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._all_closed.wait(), 3 * GOODBYE_S)
@@ -180,61 +186,74 @@ class Streams:
     def admitted(self, account: Account = UNLIMITED) -> Iterator[None]:
         """A place for one connection, from its first byte to its last.
 
+        What it wants is not known yet. So it is let in although no stream may begin: it may come for one that is here.
+
         Args:
             account: of whoever asks for it.
 
         Raises:
             CapacityError: if there is none; nothing was accepted.
         """
-        if (problem := self._full()) is not None:
-            self.metrics.refused.inc()
-            raise CapacityError(f"{problem}: come back later")
+        most = _CONNECTIONS_PER_STREAM * self.rules.max_streams
         with contextlib.ExitStack() as place:
-            try:
+            with self._refusals_counted():
+                if self.draining:
+                    raise CapacityError("the server is shutting down: come back later")
+                if self.connections >= most:
+                    raise CapacityError(f"{most} connections are open, the limit: come back later")
                 place.enter_context(account.connection())
-            except CapacityError:
-                self.metrics.refused.inc()
-                raise
-            yield from self._counted()
+            self.connections += 1
+            self._all_closed.clear()
+            try:
+                yield
+            finally:
+                self.connections -= 1
+                self._left()
 
     @contextmanager
     def place(self, account: Account) -> Iterator[None]:
-        """The place of a stream that begins, among those of whoever streams.
+        """The place of a stream that begins, here and among those of whoever streams, until it has ended.
+
+        Whatever connections it goes on with, it needs no other: a client that comes back finds it.
 
         Raises:
-            CapacityError: if there is none.
+            CapacityError: if there is none; nothing was accepted.
         """
         with contextlib.ExitStack() as held:
-            try:
+            with self._refusals_counted():
+                if (problem := self._full()) is not None:
+                    raise CapacityError(f"{problem}: come back later")
                 held.enter_context(account.stream())
-            except CapacityError:
-                self.metrics.refused.inc()
-                raise
+            self._open += 1
+            self.metrics.streams.set(self._open)
+            try:
+                yield
+            finally:
+                self._open -= 1
+                self.metrics.streams.set(self._open)
+
+    @contextmanager
+    def _refusals_counted(self) -> Iterator[None]:
+        try:
             yield
+        except CapacityError:
+            self.metrics.refused.inc()
+            raise
 
     def _full(self) -> str | None:
-        """Why no stream is admitted now: one more must not make those wrong that are here."""
+        """Why no stream may begin now: one more must not make those wrong that are here."""
         if self.draining:
             return "the server is shutting down"
         if self._open >= self.rules.max_streams:
-            return f"{self._open} streams are open, the limit"
+            parked = self.parking.unfinished
+            waiting = f", {parked} of them waiting for their clients" if parked else ""
+            return f"{self._open} streams are open, the limit{waiting}"
         if (wait_s := self._wait_s()) > self.rules.max_wait_s:
             return f"results wait {wait_s:.1f} s for the engine, more than {self.rules.max_wait_s:g} s"
         return None
 
-    def _counted(self) -> Iterator[None]:
-        self._open += 1
-        self._all_closed.clear()
-        self.metrics.streams.set(self._open)
-        try:
-            yield
-        finally:
-            self._open -= 1
-            self.metrics.streams.set(self._open)
-            self._left()
-
     def _left(self) -> None:
-        if self._open == 0 and not len(self.parking):
+        if self.connections == 0 and not len(self.parking):
             self._all_closed.set()
 
     def open(
@@ -376,9 +395,17 @@ class Stream:
             ValueError: if the number of channels is not the stream's.
             PeerError: if whoever streams has had as much audio as it may have; these samples are not taken.
         """
-        if channels and (problem := self._meter.problem(len(channels[0]))) is not None:
+        samples = len(channels[0]) if channels else 0
+        if (problem := self._meter.problem(samples)) is not None:
             raise PeerError("quota", problem, CLOSE_POLICY)
-        await self._call.feed(channels)
+        taken = self._call.totals.received_samples
+        try:
+            await self._call.feed(channels)
+        finally:
+            # A call may wait before it takes audio, and fail or be cancelled there. Counted it was before: else several
+            # streams that wait at once would be over the limit together.
+            if self._call.totals.received_samples == taken:
+                self._meter.give_back(samples)
         if self.token is not None and (settled := self._call.settled) >= self._settled + _SETTLED_STEP:
             self._settled = settled
             self.notify(wire.audio_settled(settled))

@@ -137,7 +137,9 @@ class Bundles:
         return max(engine.wait_s for engine in self.engines)
 
     def accept(self, info: CallInfo, utterance: Utterance) -> None:
-        """Nothing: the call holds its utterances until it asks for their scores."""
+        """What its bundle scores of it ahead is wanted now; else nothing: the call holds it until it asks for its scores."""
+        if (served := self._served.get(info.model)) is not None:  # retired, if scoring failed before
+            served.engine.accept(info, utterance)
 
     async def score(
         self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead_s: float = 0.0

@@ -57,10 +57,13 @@ class FixedShape:
             raise ValueError(f"a fixed shape has {known} utterances of 1 to {_LONGEST_S} s, got {text!r}")
         return cls(int(rows), int(seconds))
 
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.seconds}"
+
 
 @dataclass(frozen=True, slots=True)
 class GpuSettings:
-    """How graphs run on a GPU; nothing of it matters on a CPU.
+    """How graphs run on a GPU; nothing of it matters on a CPU, where shapes to record are refused (`Execution`).
 
     Attributes:
         memory_mb: most memory that the arena of one graph takes, MiB; 0 has no limit.
@@ -86,6 +89,9 @@ class Execution:
         max_batch: utterances that share a pass at most: TensorRT's engines are built for as many.
         bound: tensors are bound where they are, and shapes rounded up to few (`model.device_shapes`), None for what suits
             the device: not on a CPU, where rows that nobody asked for take their time.
+
+    Raises:
+        ProviderError: if shapes are to be recorded, and encoders run where nothing is.
     """
 
     device: Device = "cpu"
@@ -93,6 +99,16 @@ class Execution:
     gpu: GpuSettings = field(default_factory=GpuSettings)
     max_batch: int = _USUAL_BATCH
     bound: bool | None = None
+
+    def __post_init__(self) -> None:
+        # TensorRT has a way of its own to record, which is not used; on a CPU only who measures binds tensors.
+        if self.gpu.cuda_graphs and (self.device == "tensorrt" or not self.encoders_bound):
+            shapes = ", ".join(map(str, self.gpu.cuda_graphs))
+            came = ', which "auto" takes where no GPU is seen or this onnxruntime has no CUDA' * (self.device == "cpu")
+            raise ProviderError(
+                f'cuda_graphs names shapes to record ({shapes}), which only "cuda" can, and encoders run on '
+                f'"{self.device}"{came}: set the device of the encoders to "cuda", or leave cuda_graphs empty'
+            )
 
     @property
     def encoders_bound(self) -> bool:
@@ -106,8 +122,8 @@ class Execution:
 
     @property
     def recorded(self) -> tuple[FixedShape, ...]:
-        """Shapes whose encoder passes are recorded; TensorRT has a way of its own, which is not used."""
-        return self.gpu.cuda_graphs if self.encoders_bound and self.device != "tensorrt" else ()
+        """Shapes whose encoder passes are recorded."""
+        return self.gpu.cuda_graphs
 
     @property
     def shared(self) -> bool:

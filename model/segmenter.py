@@ -127,8 +127,9 @@ class Segmenter:
 
     @property
     def ends_at(self) -> int:
-        """Where the stream will stand when the open utterance is cut, if nobody speaks any more."""
-        return self._speech_end + self._endpoint * VAD_WINDOW
+        """Where the stream will stand when the open utterance, which pauses, is cut, if nobody speaks any more."""
+        longest = -(-(self._start + MAX_UTTERANCE) // VAD_WINDOW) * VAD_WINDOW
+        return min(self._speech_end + self._endpoint * VAD_WINDOW, longest)
 
     @property
     def needed_from(self) -> int:

@@ -18,7 +18,7 @@ from train.ablation_report import write_ablations
 from train.ablation_tables import MAJORITY, SINGLE, SOFT, SOUP, ensembles_table, members_table
 from train.ablations import ABLATIONS, Ablation, chosen_members, ensemble_sizes
 from train.config import Recipe
-from train.contamination import KEY, contaminating_members
+from train.contamination import MEMBERS_KEY, contaminating_members
 from train.cost import Cost
 from train.dataset import Examples
 from train.evaluate import majority_vote
@@ -87,7 +87,7 @@ def ablate(
     return write_ablations(
         out,
         {
-            "format": 1,
+            "format": 2,
             "name": f"medusa-rt {recipe.name}",
             "members": list(chosen),
             "left_out": left_out,
@@ -184,5 +184,5 @@ def _compare(
             },
         ),
         "ensembles": ensembles_table(reference, joined),
-        KEY: contaminating_members(recipe, name),
+        MEMBERS_KEY: contaminating_members(recipe, name),
     }

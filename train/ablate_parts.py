@@ -26,6 +26,8 @@ from train.run import Task
 from train.stages.members import ALL_SPEAKERS, Job, train_member
 
 _FOLDER: Final = "parts"
+SEEDS: Final = 3
+"""Of each row and member, where nobody says how many."""
 
 
 def ablate_parts(
@@ -36,7 +38,7 @@ def ablate_parts(
     workers: int,
     progress: Progress,
     members: tuple[str, ...] = (),
-    seeds: int = 3,
+    seeds: int = SEEDS,
 ) -> Path:
     """Trains what is missing, compares, and writes the table; returns the page's path.
 
@@ -58,10 +60,7 @@ def ablate_parts(
     changed = parts_recipe(recipe, found)
     prepared, device = prepare(recipe, data, cache, progress), device_of(recipe.compute.device)
     folder = out / "ablations" / _FOLDER / "members"
-    jobs = {
-        variant.member.name: Job(spec, ALL_SPEAKERS)
-        for variant, spec in zip(found, changed.member_specs(), strict=True)
-    }
+    jobs = part_jobs(changed)
     train_missing([Task(job, changed, folder) for job in jobs.values()], recipe, data, cache, workers, progress)
     networks = {
         part.name: {
@@ -94,6 +93,11 @@ def ablate_parts(
             "sets": sets,
         },
     )
+
+
+def part_jobs(changed: Recipe) -> dict[str, Job]:
+    """How the members of all rows are trained, by name: modules that two rows share begin with the same weights."""
+    return {spec.name: Job(spec, ALL_SPEAKERS, drawn_by_name=True) for spec in changed.member_specs()}
 
 
 def parts_table(reference: Reference, guesses: Mapping[str, Mapping[str, Guesses]], seeds: int) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any, Final
 from train import plots
 from train.ablation_tables import SOUP
 from train.comparison_files import results_file, write_comparison
-from train.contamination import KEY, marked, note
-from train.html_parts import document, edges, section, span, wide
+from train.contamination import KEY, MEMBERS_KEY, marked, note
+from train.html_parts import edges, sectioned, span, wide
 from train.phrases import estimate, signed, tested_on
 
 STEM: Final = "ablation"
@@ -35,15 +35,11 @@ def write_ablations(folder: Path, results: Mapping[str, Any]) -> Path:
 
 def page(results: Mapping[str, Any]) -> str:
     """One HTML page that needs nothing else."""
-    sets = {f"set-{number}": name for number, name in enumerate(results["sets"])}
-    sections = [section(anchor, name, _set(results["sets"][name], results)) for anchor, name in sets.items()]
-    notes = "".join(f"<li>{escape(line)}</li>" for line in _notes(results))
-    sections.append(section("notes", "Notes", f'<ul class="findings">{notes}</ul>'))
-    return document(
+    return sectioned(
         f"{results['name']}: ablations",
         _summary(results),
-        {**sets, "notes": "Notes"},
-        "".join(sections),
+        {name: _set(found, results) for name, found in results["sets"].items()},
+        _notes(results),
         f"{_HOW} Everything here is in {results_file(STEM)}.",
     )
 
@@ -52,7 +48,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     """The same tables in Markdown."""
     lines = [f"# Ablations of {results['name']}", "", _summary(results), "", _HOW]
     for name, found in results["sets"].items():
-        taught = found.get(KEY, {})
+        taught = found.get(MEMBERS_KEY, {})
         lines += ["", f"## {name}", "", tested_on(found), "", f"### {_MEMBERS}", ""]
         lines += ["| recipe | macro-F1 | change | relative change | the paper's |", "|---|---|---|---|---|"]
         for row, score in found["members"].items():
@@ -74,7 +70,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def _set(found: Mapping[str, Any], results: Mapping[str, Any]) -> str:
-    taught = found.get(KEY, {})
+    taught = found.get(MEMBERS_KEY, {})
     flatters = _flatters(found)
     return (
         f"<p>{escape(tested_on(found))}</p>"
@@ -86,7 +82,7 @@ def _set(found: Mapping[str, Any], results: Mapping[str, Any]) -> str:
 
 def _flatters(found: Mapping[str, Any]) -> str:
     """What the sign means, where some member of a table has it."""
-    return note({KEY: encoders} for encoders in found.get(KEY, {}).values())
+    return note({KEY: encoders} for encoders in found.get(MEMBERS_KEY, {}).values())
 
 
 def _marked(name: str, members: Iterable[str], taught: Mapping[str, list[str]]) -> str:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from model import version
 from train.ablate import ablate as compare_ablations
+from train.ablate_parts import SEEDS
 from train.ablate_parts import ablate_parts as compare_parts
 from train.compare import compare_runs
 from train.config import Recipe, load_recipe
@@ -261,7 +262,12 @@ def ablate(
             "to cross-attention."
         ),
     ] = "recipe",
-    seeds: Annotated[int, typer.Option(help='Seeds of each row of the table "parts".', min=1)] = 3,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            help=f'Seeds of each row of the table "parts", {SEEDS} if not given; no other table takes it.', min=1
+        ),
+    ] = None,
     cache: CacheOption = CACHE,
     workers: int = 2,
 ) -> None:
@@ -273,10 +279,16 @@ def ablate(
     """
     if table not in _TABLES:
         raise typer.BadParameter(f"one of {', '.join(_TABLES)}, got {table!r}", param_hint="--table")
+    if seeds is not None and table != _PARTS:
+        raise typer.BadParameter(
+            f"rows of the table {table!r} have the seeds that the recipe gives its members, and {seeds} would change nothing: "
+            f"leave it out, or ask for --table {_PARTS}",
+            param_hint="--seeds",
+        )
     recipe, wanted = _load(config), tuple(name.strip() for name in members.split(",") if name.strip())
     with progress() as (report, _), told():
         if table == _PARTS:
-            page = compare_parts(recipe, data, cache, out, workers, report, wanted, seeds)
+            page = compare_parts(recipe, data, cache, out, workers, report, wanted, seeds or SEEDS)
         else:
             page = compare_ablations(recipe, data, cache, out, workers, report, wanted)
     console.print(f"comparisons: {page}", markup=False, highlight=False, soft_wrap=True)

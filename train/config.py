@@ -298,12 +298,6 @@ class Recipe(_Section):
         self.member_specs()
         return self
 
-    @property
-    def contaminated_by(self) -> tuple[str, ...]:
-        """As "encoder: corpus", wherever an encoder was trained on the labels of a corpus that evaluates."""
-        evaluated = (self.data.corpus, *self.data.evaluate)
-        return tuple(f"{n}: {c}" for n, e in self.encoders.items() for c in e.supervised_on if c in evaluated)
-
     def encoder_specs(self) -> dict[str, EncoderSpec]:
         """Encoders by modality, in the recipe's order."""
         return {name: EncoderSpec(name=name, **encoder.model_dump()) for name, encoder in self.encoders.items()}

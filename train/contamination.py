@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from train.config import Recipe
-from train.dataset import FUNCTIONALS
+from train.dataset import FUNCTIONALS, READ_BY_FUNCTIONALS
 
 KEY: Final = "contaminated_by"
-"""Of a row or a table: names of encoders; of a set of ablations, these by member; absent from results of
+"""Always a list of names of encoders, of that which has the key: a row, a table, a whole ensemble. Absent from results of
 before they were marked."""
+MEMBERS_KEY: Final = "contaminated_members"
+"""Always of a set of clips: member -> names of its encoders, for members that have such."""
 _SIGN: Final = "†"
-_READ_BY_FUNCTIONALS: Final = ("whisper", "prosody")
 
 
 def contaminating(recipe: Recipe, test_set: str, modalities: Iterable[str]) -> list[str]:
@@ -27,7 +28,7 @@ def contaminating(recipe: Recipe, test_set: str, modalities: Iterable[str]) -> l
     """
     corpus, read = test_set.partition(",")[0], set(modalities)
     if FUNCTIONALS in read:
-        read |= set(_READ_BY_FUNCTIONALS)
+        read |= set(READ_BY_FUNCTIONALS)
     return [name for name, encoder in recipe.encoders.items() if name in read and corpus in encoder.supervised_on]
 
 
@@ -35,6 +36,13 @@ def contaminating_members(recipe: Recipe, test_set: str) -> dict[str, list[str]]
     """Each member that reads encoders trained on the labels of a test set's corpus, and those encoders."""
     found = {member.name: contaminating(recipe, test_set, member.modalities) for member in recipe.members}
     return {name: encoders for name, encoders in found.items() if encoders}
+
+
+def taught_test_corpora(recipe: Recipe) -> dict[str, list[str]]:
+    """Each encoder that was trained on the labels of corpora that evaluate, and those corpora."""
+    evaluated = {recipe.data.corpus, *recipe.data.evaluate}
+    found = {name: [c for c in encoder.supervised_on if c in evaluated] for name, encoder in recipe.encoders.items()}
+    return {name: corpora for name, corpora in found.items() if corpora}
 
 
 def marked(name: str, row: Mapping[str, Any]) -> str:

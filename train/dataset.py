@@ -5,7 +5,7 @@ Shapes: N = examples, F = frames, d = width of a frame.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ TEXT = "text"
 """Name of the modality whose frames may be exchanged for another sentence's."""
 FUNCTIONALS = "functionals"
 """Name of the modality that is computed from the frames of others."""
+READ_BY_FUNCTIONALS: Final = ("whisper", "prosody")
+"""Names of these others, in the order in which `model.features.functionals` takes their frames."""
 _LENGTH_POOL = 8
 """Batches that are drawn together and sorted by length: little padding, and still a random order."""
 _PASS_STEPS = 150

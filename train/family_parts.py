@@ -78,8 +78,8 @@ def compared_members(recipe: Recipe, wanted: tuple[str, ...] = ()) -> tuple[Memb
 def variants(compared: tuple[MemberSpec, ...], seeds: int) -> tuple[Variant, ...]:
     """Every row's members: for each that is compared, one of every seed.
 
-    A seed draws the same batches in all rows, and the same first weights up to the first part that differs: what a guided or
-    gated member makes behind its part is drawn anew.
+    A seed draws the same batches in all rows, and the same first weights for every module that two rows share
+    (`train.first_weights`).
 
     Raises:
         RecipeError: if there is no seed.

@@ -25,7 +25,7 @@ from train.augment import DEFAULT, degrade
 from train.augment_config import AugmentConfig
 from train.cache import Cache, encoder_key, let_go, pinned
 from train.cutting import cut_clip
-from train.dataset import FUNCTIONALS
+from train.dataset import FUNCTIONALS, READ_BY_FUNCTIONALS
 from train.encoding import TextPasses, half, load_speech, speech_pass
 from train.execution import CPU
 from train.manifest import Clip
@@ -155,7 +155,7 @@ def _fill_functionals(
         part = todo[start : start + _SHARD]
         found = {}
         for name in part:
-            read = [frames[modality][clip_of[name]] for modality in ("whisper", "prosody")]
+            read = [frames[modality][clip_of[name]] for modality in READ_BY_FUNCTIONALS]
             found[name] = functionals(*(rows.astype(np.float32) for rows in read)).astype(np.float16)
             let_go(read)
         kept.add(found)

@@ -40,6 +40,23 @@ def section(anchor: str, heading: str, content: str) -> str:
     return f'<section aria-labelledby="{anchor}"><h2 id="{anchor}">{escape(heading)}</h2>{content}</section>'
 
 
+def sectioned(title: str, summary: str, sections: Mapping[str, str], notes: Iterable[str], footer: str) -> str:
+    """A page of a comparison with a section for each set of clips, and notes behind them; all are listed on top.
+
+    Args:
+        title: of the page, and its heading.
+        summary: below the heading, as text.
+        sections: heading as text -> content as HTML.
+        notes: of the last section, as text.
+        footer: how to read it, as text.
+    """
+    listed = "".join(f"<li>{escape(line)}</li>" for line in notes)
+    anchors = {f"set-{number}": name for number, name in enumerate(sections)}
+    shown = [section(anchor, name, sections[name]) for anchor, name in anchors.items()]
+    shown.append(section("notes", "Notes", f'<ul class="findings">{listed}</ul>'))
+    return document(title, summary, {**anchors, "notes": "Notes"}, "".join(shown), footer)
+
+
 def document(title: str, summary: str, contents: Mapping[str, str], main: str, footer: str) -> str:
     """A page of a comparison that needs nothing else: no script, no font, no file beside it.
 

@@ -9,7 +9,7 @@ from train import plots
 from train.comparison_files import results_file, write_comparison
 from train.contamination import marked, note
 from train.family_parts import BASELINE, PARTS
-from train.html_parts import document, edges, section, span, wide
+from train.html_parts import edges, sectioned, span, wide
 from train.phrases import estimate, signed, tested_on
 
 STEM: Final = "parts"
@@ -37,15 +37,11 @@ def write_parts(folder: Path, results: Mapping[str, Any]) -> Path:
 
 def page(results: Mapping[str, Any]) -> str:
     """One HTML page that needs nothing else."""
-    sets = {f"set-{number}": name for number, name in enumerate(results["sets"])}
-    sections = [section(anchor, name, _section(name, results["sets"][name])) for anchor, name in sets.items()]
-    notes = "".join(f"<li>{escape(line)}</li>" for line in _notes(results))
-    sections.append(section("notes", "Notes", f'<ul class="findings">{notes}</ul>'))
-    return document(
+    return sectioned(
         f"{results['name']}: parts of the second family",
         _summary(results),
-        {**sets, "notes": "Notes"},
-        "".join(sections),
+        {name: _section(name, found) for name, found in results["sets"].items()},
+        _notes(results),
         f"{_HOW} Everything here is in {results_file(STEM)}.",
     )
 

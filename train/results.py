@@ -12,7 +12,7 @@ import torch
 from model.labels import ATTRIBUTES, CLASSES
 from train.calibration import correct_prior
 from train.config import Recipe
-from train.contamination import KEY, contaminating
+from train.contamination import KEY, contaminating, taught_test_corpora
 from train.dataset import FUNCTIONALS, TEXT, Examples, concatenate
 from train.evaluate import compare, majority_vote
 from train.extraction import extraction_of
@@ -215,9 +215,10 @@ def _seeds(recipe: Recipe, trained: Stacked) -> dict[str, Any]:
 
 
 def _contamination(recipe: Recipe) -> list[str]:
-    if not recipe.contaminated_by:
+    taught = taught_test_corpora(recipe)
+    if not taught:
         return []
-    told = "; ".join(recipe.contaminated_by)
+    told = "; ".join(f"{name}: {corpus}" for name, corpora in taught.items() for corpus in corpora)
     return [
         f"Encoders that were trained on the labels of a corpus that evaluates here, so that its figures flatter: {told}."
     ]

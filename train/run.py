@@ -17,6 +17,7 @@ from model.network.member import Member
 from model.spec import EnsembleSpec, Lineage
 from train.acquaintance import Acquaintance, write_speakers
 from train.config import Recipe, plain_recipe
+from train.contamination import KEY, taught_test_corpora
 from train.cost import EVALUATION, FEATURES, META, Cost
 from train.errors import RunError
 from train.execution import Ranks, device_of, join_ranks, keep_freed_memory, leave_ranks
@@ -230,7 +231,7 @@ def finish_run(
         training={
             "data": results["data"],
             "licence": recipe.data.licence,
-            "contaminated_by": list(recipe.contaminated_by),
+            KEY: list(taught_test_corpora(recipe)),
             "dropped": prepared.dropped,
         },
         model_card=model_card(results),

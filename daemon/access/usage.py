@@ -6,6 +6,7 @@ by themselves: there may be one more than streams, the one over which a client c
 Counted in this process alone, and from its start: several processes give several times as much.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ from model.audio import SAMPLE_RATE_HZ
 
 _MINUTE_S: Final = 60.0
 _DAY_S: Final = 86_400
+_LEAST_LEFT: Final = SAMPLE_RATE_HZ
+"""With less audio than this left of its day, a principal gets no connection: it would be refused with its first message."""
 _MANY: Final = 1024
 """Accounts above which idle ones are forgotten: every subject of a token has one."""
 
@@ -36,6 +39,7 @@ class Account:
     Attributes:
         name: of the principal.
         limits: that hold for it.
+        day: on which it last streamed, since the epoch.
     """
 
     def __init__(self, name: str, limits: Limits, clock: Callable[[], float]) -> None:
@@ -46,15 +50,16 @@ class Account:
         self._streams = 0
         self._parked = 0
         self._starts: deque[float] = deque(maxlen=limits.starts_per_minute or 1)
-        self._day = -1
+        self.day = -1
         self._heard = 0
+        """Samples at 16 kHz that were counted on that day."""
 
     @property
     def idle(self) -> bool:
         """Whether forgetting it gives nobody anything."""
         last = self._starts[-1] if self._starts else 0.0
         return (
-            not (self._connections or self._streams) and self._clock() - last > _MINUTE_S and self._day != self._today()
+            not (self._connections or self._streams) and self._clock() - last > _MINUTE_S and self.day != self._today()
         )
 
     @contextmanager
@@ -67,8 +72,8 @@ class Account:
         most = self.limits.streams
         if most is not None and self._connections > most:
             raise QuotaError(self._full(most))
-        if (problem := self._used_up()) is not None:
-            raise QuotaError(problem)
+        if self._heard_today and self._left < _LEAST_LEFT:
+            raise QuotaError(self._used_up())
         self._connections += 1
         try:
             yield
@@ -117,18 +122,39 @@ class Account:
         return Meter(self)
 
     def hear(self, samples: int) -> str | None:
-        """Counts audio at 16 kHz; says what is used up, None if nothing is."""
+        """Counts audio at 16 kHz; says what is used up if that is more than is left, and counts nothing; else None."""
+        if samples > self._left:
+            return self._used_up()
         today = self._today()
-        if today != self._day:
-            self._day, self._heard = today, 0
+        if today != self.day:
+            self.day, self._heard = today, 0
         self._heard += samples
-        return self._used_up()
+        return None
 
-    def _used_up(self) -> str | None:
+    def give_back(self, samples: int, day: int) -> None:
+        """Counts audio no longer that was not taken after all.
+
+        Args:
+            samples: of it, at 16 kHz.
+            day: on which it was counted; what was counted on another is forgotten already.
+        """
+        if day == self.day:
+            self._heard -= samples
+
+    @property
+    def _left(self) -> float:
+        """Samples at 16 kHz that may still be streamed today."""
         most = self.limits.day_s
-        if most is None or self._day != self._today() or self._heard <= most * SAMPLE_RATE_HZ:
-            return None
-        return f"{self.name} has streamed {most:g} s of audio today, its limit: come back after midnight UTC"
+        return math.inf if most is None else most * SAMPLE_RATE_HZ - self._heard_today
+
+    @property
+    def _heard_today(self) -> int:
+        return self._heard if self.day == self._today() else 0
+
+    def _used_up(self) -> str:
+        return (
+            f"{self.name} has streamed {self.limits.day_s:g} s of audio today, its limit: come back after midnight UTC"
+        )
 
     def _today(self) -> int:
         return int(self._clock() // _DAY_S)
@@ -140,14 +166,24 @@ class Meter:
     def __init__(self, account: Account) -> None:
         self._account = account
         self._heard = 0
+        self._day = -1
+        """On which the last samples were counted."""
 
     def problem(self, samples: int) -> str | None:
-        """Counts the next samples at 16 kHz of a channel; says which limit they are over, None for none."""
-        self._heard += samples
+        """Counts the next samples at 16 kHz of a channel, unless they are over a limit; says which, None for none."""
         most = self._account.limits.stream_s
-        if most is not None and self._heard > most * SAMPLE_RATE_HZ:
+        if most is not None and self._heard + samples > most * SAMPLE_RATE_HZ:
             return f"the stream is over {most:g} s of audio, the limit of its key: begin another"
-        return self._account.hear(samples)
+        if (problem := self._account.hear(samples)) is not None:
+            return problem
+        self._heard += samples
+        self._day = self._account.day
+        return None
+
+    def give_back(self, samples: int) -> None:
+        """Counts the last samples no longer: they were not taken."""
+        self._heard -= samples
+        self._account.give_back(samples, self._day)
 
 
 class Ledger:

@@ -273,6 +273,11 @@ function play(file) {
   if (file && (!run || run.over)) begin(() => openFile(file));
 }
 
+/** What is drawn has the colours and the width of the moment; nothing else draws it anew once the stream is over. */
+const redraw = () => run?.lanes.forEach((lane) => lane.trace.draw());
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+addEventListener("resize", redraw);
+
 byId("toggle").addEventListener("click", () => (!run || run.over ? begin(openMicrophone) : run.finish()));
 byId("reconnect").addEventListener("click", () => begin(run.open));
 byId("demo").addEventListener("click", () => begin(openDemo));

@@ -73,7 +73,7 @@ export const sinceEnd = ({ endpoint, total: work }) => endpoint + work;
 /** @param {Record<string, number>} latency `latency_ms` of a result */
 export function latencyWords(latency) {
   return (
-    `after the end of the utterance: waited for the pause ${duration(latency.endpoint)}; work, begun in the pause where nothing else was to be done: queue ${duration(latency.queue)}, ` +
+    `after the end of the utterance: waited for the pause ${duration(latency.endpoint)}; work, most of it done in that pause: queue ${duration(latency.queue)}, ` +
     `words ${duration(latency.asr)}, encoders ${duration(latency.encoders)}, ensemble ${duration(latency.fusion)}`
   );
 }

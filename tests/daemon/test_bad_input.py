@@ -17,6 +17,7 @@ import pytest_asyncio
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from daemon.detection import Detection
 from daemon.messages import CallInfo, Scores, Utterance
 from daemon.pipeline import Call, Services
 from daemon.session import Previews, Session
@@ -371,7 +372,9 @@ async def test_a_monologue_of_forty_minutes() -> None:
     session = Session([ScriptedDetector([0.9] * windows)], Endpointing(), Previews(interim=SAMPLE_RATE_HZ))
     second = np.zeros(SAMPLE_RATE_HZ, np.float32)
     with ThreadPoolExecutor(1) as compute:
-        call = Call(make_info(roles=("customer",)), session, Services(scorer, sink, compute), lambda message: None)
+        call = Call(
+            make_info(roles=("customer",)), session, Services(scorer, sink, Detection(compute)), lambda message: None
+        )
         running = asyncio.create_task(call.run())
         peaks = []
         for _ in range(4):

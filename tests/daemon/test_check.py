@@ -14,11 +14,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from daemon import cli, commands
-from daemon.check import verdict
+from daemon.check import devices, verdict
 from export.bundle import write_bundle
 from model.bundle import Manifest, read_bundle, write_manifest
 from model.labels import CLASSES
 from model.network.checkpoint import save_checkpoint
+from model.providers import Execution
 from model.signature import read_private_key, sign, write_keys
 from model.spec import EncoderSpec, EnsembleSpec
 from tests.model.tiny import TEXT_DIM, tiny_checkpoint, tiny_member, write_tiny_text_encoder
@@ -104,10 +105,31 @@ def test_check_says_what_a_bundle_is_and_needs(bundle: Path) -> None:
         f"text: text-transformer, {TEXT_DIM} wide, found bundle:encoders/text.onnx",
     ]
     assert f"B in {len(manifest.files)} files (" in found["size"]
+    assert found["device"].startswith("words on cpu, encoders on cpu, ensemble on cpu; ")
     assert "CUDA is not needed" in found["device"]
     assert found["memory"].startswith("at least ")
     assert "an utterance of 4 s" in found["time"]
     assert found["verdict"].startswith("this machine can ")
+
+
+def test_check_says_of_every_part_where_it_runs() -> None:
+    none = devices("cpu", Execution(), 0)
+    assert none == "words on cpu, encoders on cpu, ensemble on cpu; no GPU here, and CUDA is not needed"
+    apart = devices("cpu", Execution("cpu", "cuda"), 1)
+    assert apart == "words on cpu, encoders on cpu, ensemble on cuda; 1 GPU here, and CUDA is used"
+    graphs = devices("cuda", Execution("tensorrt", "cpu"), 1)
+    assert graphs == "words on cuda, encoders on tensorrt, ensemble on cpu; 1 GPU here, and CUDA is used"
+    assert "CUDA is used" in devices("cuda", Execution(), 1), "an onnxruntime without CUDA beside a CTranslate2 with it"
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_shapes_to_record_without_cuda_are_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    """Also where the device was left to the daemon, and came to the CPU: this onnxruntime has no CUDA."""
+    monkeypatch.setenv("MEDUSA_MODELS__DEVICE", device)
+    monkeypatch.setenv("MEDUSA_MODELS__CUDA_GRAPHS", '["1x4", "8x4"]')
+    said = refusal(bundle)
+    assert 'cuda_graphs names shapes to record (1x4, 8x4), which only "cuda" can, and encoders run on "cpu"' in said
+    assert 'which "auto" takes where no GPU is seen or this onnxruntime has no CUDA' in said
 
 
 def test_costs_are_shown_where_they_were_counted(bundle: Path) -> None:

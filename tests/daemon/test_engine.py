@@ -12,9 +12,10 @@ import numpy as np
 import onnx
 import pytest
 
-from daemon.asr import AsrModel
+from daemon.asr import AsrItem, AsrModel, Task
 from daemon.batcher import BatchSettings
 from daemon.config import DEFAULT_BUNDLE, load_config
+from daemon.emotion import EmotionItem, EmotionModel, Scored
 from daemon.engine import EngineSettings, execution_of, load_models, pick_device, running_engine
 from daemon.errors import ConfigError
 from daemon.messages import Utterance
@@ -185,6 +186,76 @@ async def test_the_long_window_is_for_what_is_certain() -> None:
     assert engine.asr.counts.batches == 3
 
 
+async def test_what_is_certain_before_its_pause_is_over_waits_for_nothing_more() -> None:
+    """A client may ask for the end, hang up, or send faster than anybody speaks; a pause may be allowed a minute."""
+    speech = read_mono(ASSETS / "angry_words.flac")
+    utterance = Utterance(0, 0, 0, len(speech), speech, interim=0, decided=len(speech))
+    settings = EngineSettings()
+    models = load_models(DEFAULT_BUNDLE, settings)
+    again = threading.Event()
+    again.set()
+    emotion = Held(models.emotion)
+    async with running_engine(replace(models, asr=AsrModel(Deaf(again)), emotion=emotion), settings) as engine:
+        info = make_info()
+        ahead = asyncio.create_task(engine.score(info, utterance, ahead_s=3600.0))
+        await until(lambda: engine.asr.counts.batches == 1 and engine.asr.idle)
+        for other in (replace(utterance, end=utterance.end + 1), replace(utterance, channel=1)):
+            engine.accept(info, other)
+        assert engine.asr.idle
+        emotion.gate.clear()
+        certain = asyncio.create_task(engine.score(info, replace(utterance, channel=1)))
+        await until(lambda: engine.emotion.running_s > 0)
+        engine.accept(info, utterance)
+        await until(lambda: engine.emotion.depth == 1)
+        await until(lambda: engine.emotion.wait_s > 0.1)
+        emotion.gate.set()
+        scores = await ahead
+        assert (await certain).posteriors == scores.posteriors
+    assert scores.transcript == replace(CLEAR, text="again")
+    assert engine._ahead == {}
+
+
+async def test_what_waits_for_its_turn_has_it_once_it_is_certain() -> None:
+    speech = read_mono(ASSETS / "angry_words.flac")
+    utterance = Utterance(0, 0, 0, len(speech), speech, interim=0, decided=len(speech))
+    settings = EngineSettings(batch=BatchSettings(workers=2))
+    models = load_models(DEFAULT_BUNDLE, settings)
+    again = threading.Event()
+    whisper = HardOfHearing(again)
+    async with running_engine(replace(models, asr=AsrModel(whisper)), settings) as engine:
+        info = make_info()
+        busy = AsrItem(speech, None, Task.WORDS_AGAIN)
+        running = asyncio.create_task(engine.asr.submit(busy, "busy", final=True))
+        await until(lambda: engine.asr.running_s > 0)
+        ahead = asyncio.create_task(engine.score(info, utterance, ahead_s=3600.0))
+        await until(lambda: engine.asr.depth == 1)
+        engine.accept(info, utterance)
+        assert (await ahead).transcript == CLEAR
+        again.set()
+        await running
+
+
+async def test_the_time_until_words_are_heard_again_is_over_for_the_rest_too() -> None:
+    speech = read_mono(ASSETS / "angry_words.flac")
+    utterance = Utterance(0, 0, 0, len(speech), speech, interim=0, decided=len(speech))
+    settings = EngineSettings()
+    models = load_models(DEFAULT_BUNDLE, settings)
+    again = threading.Event()
+    again.set()
+    emotion = Held(models.emotion)
+    async with running_engine(replace(models, asr=AsrModel(Deaf(again)), emotion=emotion), settings) as engine:
+        info = make_info()
+        emotion.gate.clear()
+        certain = asyncio.create_task(engine.score(info, utterance))
+        await until(lambda: engine.emotion.running_s > 0)
+        ahead = asyncio.create_task(engine.score(info, replace(utterance, index=1), ahead_s=1.0))
+        await until(lambda: engine.emotion.depth == 1)
+        await asyncio.sleep(0.1)
+        assert engine.emotion.wait_s >= 0.1, "it is late"
+        emotion.gate.set()
+        await asyncio.gather(certain, ahead)
+
+
 CLEAR = Transcript("clear", "en", -0.1, 0.0, trusted=True)
 
 
@@ -220,3 +291,20 @@ class Deaf(HardOfHearing):
 
     def transcribe_once(self, batch: EncodedBatch, language: str | None = None) -> list[Transcript]:
         return [replace(CLEAR, trusted=False) for _ in batch.audio]
+
+
+class Held(EmotionModel):
+    """An emotion model that a test holds back.
+
+    Attributes:
+        gate: it scores once this is set.
+    """
+
+    def __init__(self, model: EmotionModel) -> None:
+        super().__init__(model._runtime)
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def __call__(self, items: Sequence[EmotionItem], fallback: int = 0) -> list[Scored]:
+        assert self.gate.wait(10.0)
+        return super().__call__(items, fallback)

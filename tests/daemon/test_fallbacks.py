@@ -16,7 +16,8 @@ import pytest
 from daemon import wire
 from daemon.asr import AsrModel, Heard
 from daemon.batcher import BatchSettings
-from daemon.config import Config, LimitsConfig
+from daemon.config import Config
+from daemon.config_sections import LimitsConfig
 from daemon.emotion import EmotionItem, EmotionModel
 from daemon.engine import EngineSettings, Models, load_models, running_engine
 from daemon.errors import ConfigError

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from daemon.detection import Detection
 from daemon.errors import UpstreamError
 from daemon.messages import CallEvent, CallInfo, EmotionEvent, Scores, Totals, Utterance
 from daemon.pipeline import Call, Services
@@ -71,7 +72,7 @@ async def playing(
     session = Session([ScriptedDetector(script) for script in scripts], Endpointing(), Previews(interim, ahead))
     with ThreadPoolExecutor(1) as compute:
         info = make_info(roles=("customer", "agent")[: len(scripts)])
-        call = Call(info, session, Services(scorer, sink, compute), told.append)
+        call = Call(info, session, Services(scorer, sink, Detection(compute)), told.append)
         scoring = asyncio.create_task(call.run())
         yield Played(call, scorer, sink, told, scoring)
         scoring.cancel()
@@ -97,8 +98,8 @@ async def test_an_utterance_is_scored_once_in_the_silence_that_ends_it() -> None
     (event,) = finals(played)
     assert played.scorer.seen == []
     (ahead,) = played.scorer.ahead
-    assert played.scorer.ahead_s == [pytest.approx((16 - 5) * VAD_WINDOW / SAMPLE_RATE_HZ)], (
-        "what is left of the silence"
+    assert played.scorer.ahead_s == [pytest.approx((16 - 6) * VAD_WINDOW / SAMPLE_RATE_HZ)], (
+        "what is left of the silence, of which six windows are here"
     )
     assert (ahead.start, ahead.end) == (event.utterance.start, event.utterance.end)
     assert event.scores.transcript is not None
@@ -114,8 +115,9 @@ async def test_speech_that_goes_on_is_scored_whole() -> None:
     async with playing(script, scorer=scorer, ahead=AHEAD) as played:
         await played.feed(len(SPEECH) + 7)
         await until(lambda: len(scorer.ahead) == 1)
-        await played.feed(len(SPEECH + PAUSE))
+        await played.feed(len(SPEECH) + 7)
         await until(lambda: len(scorer.ahead) == 2)
+        await played.feed(len(PAUSE) - 7)
         scorer.gate.set()
         await played.finish()
     (event,) = finals(played)
@@ -137,16 +139,49 @@ async def test_work_ahead_ends_as_soon_as_speech_goes_on() -> None:
 async def test_a_scorer_that_does_nothing_ahead_scores_when_it_is_certain() -> None:
     scorer = ScriptedScorer(busy=True)
     async with playing(SPEECH + PAUSE, scorer=scorer, ahead=AHEAD) as played:
-        await played.feed(len(SPEECH + PAUSE))
+        await played.feed(len(SPEECH) + 6)
+        await until(lambda: len(scorer.ahead) == 1)
+        await played.feed(len(PAUSE) - 6)
         await played.finish()
     assert [utterance.index for utterance in scorer.seen] == [0]
+    assert len(finals(played)) == 1
+
+
+@pytest.mark.parametrize("end", [PAUSE, [0.0] * 7 + SPEECH], ids=["ended", "resumed"])
+async def test_nothing_is_scored_ahead_for_a_pause_that_is_over_by_then(end: list[float]) -> None:
+    """Audio may come in large pieces, or faster than it is spoken: work ahead would wait until it would have been wanted."""
+    async with playing(SPEECH + end, ahead=AHEAD) as played:
+        await played.feed(len(SPEECH + end))
+        await played.finish()
+    assert played.scorer.ahead == []
+    assert [utterance.index for utterance in played.scorer.seen] == [0]
+    assert len(finals(played)) == 1
+
+
+@pytest.mark.parametrize("at_its_end", [True, False])
+async def test_the_scorer_is_told_that_what_it_scores_ahead_is_certain(at_its_end: bool) -> None:
+    """Else it would go on as if that was wanted later."""
+    scorer = ScriptedScorer()
+    scorer.gate.clear()
+    async with playing(SPEECH + [0.0] * 6, scorer=scorer, ahead=AHEAD) as played:
+        await played.feed(len(SPEECH) + 6)
+        await until(lambda: len(scorer.ahead) == 1)
+        assert scorer.accepted == []
+        await (played.call.close() if at_its_end else played.call.finalize())
+        (certain,) = scorer.accepted
+        assert (certain.start, certain.end) == (scorer.ahead[0].start, scorer.ahead[0].end)
+        scorer.gate.set()
+        await played.finish()
+    assert scorer.seen == []
     assert len(finals(played)) == 1
 
 
 async def test_a_model_that_fails_ahead_is_asked_again() -> None:
     scorer = ScriptedScorer(failing=frozenset({0}))
     async with playing(SPEECH + PAUSE, scorer=scorer, ahead=AHEAD) as played:
-        await played.feed(len(SPEECH + PAUSE))
+        await played.feed(len(SPEECH) + 6)
+        await until(lambda: len(scorer.ahead) == 1)
+        await played.feed(len(PAUSE) - 6)
         await played.call.close()
         with pytest.raises(UpstreamError, match="out of memory"):
             await played.scoring
@@ -409,7 +444,12 @@ async def test_a_feed_that_was_cancelled_ends_before_the_close_begins() -> None:
     sink = MemorySink()
     with ThreadPoolExecutor(2) as compute:
         session = Session([detect], Endpointing())
-        call = Call(make_info(roles=("customer",)), session, Services(ScriptedScorer(), sink, compute), lambda _: None)
+        call = Call(
+            make_info(roles=("customer",)),
+            session,
+            Services(ScriptedScorer(), sink, Detection(compute)),
+            lambda _: None,
+        )
         scoring = asyncio.create_task(call.run())
         feeding = asyncio.create_task(call.feed([np.zeros(40 * VAD_WINDOW + 5, np.float32)]))
         await asyncio.to_thread(entered.wait, 10)
@@ -460,7 +500,9 @@ async def test_nothing_is_scored_ahead_of_what_its_channel_still_waits_for() -> 
     scorer = CountingScorer()
     scorer.gate.clear()
     async with playing(SPEECH + PAUSE + SPEECH + PAUSE, scorer=scorer, ahead=AHEAD) as played:
-        await played.feed(len(SPEECH + PAUSE + SPEECH) + 8)  # the second pause begins, the first utterance waits
+        await played.feed(len(SPEECH) + 8)
+        await until(lambda: len(scorer.ahead) == 1)
+        await played.feed(len(PAUSE + SPEECH))  # the second pause begins, the first utterance waits
         await asyncio.sleep(0.01)
         assert [utterance.index for utterance in scorer.ahead] == [0]
         scorer.gate.set()

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from daemon import wire
 from daemon.config import load_config
+from daemon.detection import Detection
 from daemon.errors import ConfigError
 from daemon.messages import Utterance
 from daemon.metrics import Metrics
@@ -134,7 +135,9 @@ async def streamed(policy: Policy) -> tuple[ScriptedScorer, MemorySink, list[wir
     """A call in which both speak, through the streams of a process."""
     scorer, sink, told = ScriptedScorer(), MemorySink(), list[wire.Message]()
     with ThreadPoolExecutor(1) as compute:
-        streams = Streams(replace(RULES, policy=policy, interim_ms=300), Services(scorer, sink, compute), Metrics())
+        streams = Streams(
+            replace(RULES, policy=policy, interim_ms=300), Services(scorer, sink, Detection(compute)), Metrics()
+        )
         stream = streams.open(StreamRequest(channels=2), told.append)
         audio = [speech(120.0), speech(210.0)]
         for start in range(0, len(audio[0]), 1600):

@@ -191,7 +191,45 @@ async def test_a_server_that_keeps_no_streams_hears_everything_too(spool: Path) 
     assert messages[-1]["totals"]["received_ms"] == 150_000
 
 
+async def test_a_stream_that_waits_for_its_client_has_its_place(
+    spool: Path, offline: dict[Path, list[Message]]
+) -> None:
+    """Nobody else gets it; and its client comes back, however full the server is."""
+    audio = read_recording(TWO)
+    async with serving(spool / "place", limits={"max_streams": 1}) as served, network(served.port) as line:
+        messages = stream(f"ws://127.0.0.1:{line.port}/v1/stream", paced(audio, 4.0), reconnect_s=20.0)
+        async with asyncio.timeout(WITHIN_S):
+            found = [await anext(messages)]
+            line.up = False
+            line.cut()
+            await until(lambda: len(served.daemon.streams.parking) == 1)
+            async with connect(f"{served.url}?channels=1") as another:
+                error = json_of(await another.recv())
+                await another.wait_closed()
+            assert (another.close_code, error["code"]) == (1013, "overloaded")
+            assert "1 streams are open, the limit, 1 of them waiting for their clients: come back" in error["message"]
+            assert "\nmedusa_streams 1.0" in (await served.get("/metrics"))[1]
+            line.up = True
+            found += [message async for message in messages]
+            assert len(of_type(found, "session.resumed")) == 1
+            assert_same_results(finals(found), offline[TWO])
+            await until(lambda: len(served.daemon.streams.parking) == 1)  # the end, for a client that missed it
+            async with connect(f"{served.url}?channels=1") as another:
+                assert json_of(await another.recv())["type"] == "session.created", "what has ended takes no place"
+
+
+async def test_a_full_server_takes_back_a_client_whose_connection_hangs(spool: Path) -> None:
+    async with serving(spool / "hangs", limits={"max_streams": 1}) as served, asyncio.timeout(WITHIN_S):
+        async with connect(f"{served.url}?resume=true") as first, connect(served.url) as second:
+            created = json_of(await first.recv())
+            await second.send(text_of({"type": "resume", "resume": created["resume"], "after": created["seq"]}))
+            assert json_of(await second.recv())["type"] == "session.resumed"
+            await second.send(text_of({"type": "close"}))
+            assert json_of(await second.recv())["type"] == "session.closed"
+
+
 async def test_a_server_without_room_is_given_up_in_time(spool: Path) -> None:
+    """Of connections it lets twice as many in as streams; those that say nothing have their places too."""
     audio = read_recording(TWO)
     async with serving(spool / "full", limits={"max_streams": 1}) as served, network(served.port) as line:
         url = f"ws://127.0.0.1:{line.port}/v1/stream"
@@ -201,7 +239,7 @@ async def test_a_server_without_room_is_given_up_in_time(spool: Path) -> None:
             line.up = False
             line.cut()
             await until(lambda: len(served.daemon.streams.parking) == 1)
-            async with connect(f"{served.url}?channels=1"):  # another takes the place
+            async with connect(served.url), connect(served.url):
                 line.up = True
                 with pytest.raises(ConnectionError, match="for 1 s not to be had again"):
                     async for _ in messages:

@@ -84,6 +84,17 @@ def test_every_pause_that_lasts_is_given_ahead_and_a_short_one_is_not() -> None:
     assert [utterance.end for utterance in utterances(outputs)] == ends[-1:]
 
 
+@pytest.mark.parametrize("spoken", [580, 610, 613])
+@pytest.mark.parametrize("silence_ms", [320, 500, 60_000])
+def test_work_ahead_says_when_it_will_be_certain_at_the_longest_utterance_too(spoken: int, silence_ms: int) -> None:
+    rules = Endpointing(endpoint_silence_ms=silence_ms)
+    fed = stream([0.0] * 11 + [0.9] * spoken, rules=rules, ahead=AHEAD)
+    outputs = feed(fed, ramp((11 + spoken + 100) * VAD_WINDOW))
+    (ahead,) = [output for output in outputs if isinstance(output, Ahead)]
+    (final,) = utterances(outputs)
+    assert (ahead.utterance.end, ahead.certain) == (final.end, final.decided)
+
+
 def test_nothing_is_given_ahead_unless_asked_for() -> None:
     outputs = feed(stream([0.9] * 30), ramp(60 * VAD_WINDOW))
     assert not [output for output in outputs if isinstance(output, Ahead)]

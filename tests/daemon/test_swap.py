@@ -26,8 +26,10 @@ from model.bundle import MANIFEST, Bundle, read_bundle, write_manifest
 from model.signature import read_private_key, sign, write_keys
 from tests.daemon.conftest import ASSETS, Message, Served, linear16_of, serving
 from tests.daemon.other_bundle import id_of, write_other
+from tests.factories import make_info, make_utterance
 from tests.waiting import until
 
+NEVER_S: Final = 3600.0
 HELLO: Final = linear16_of(ASSETS / "hello_3s.flac")
 
 
@@ -259,3 +261,15 @@ async def test_a_gateway_outlives_sighup(caplog: pytest.LogCaptureFixture) -> No
     with reloaded_by_sighup(None):
         os.kill(os.getpid(), signal.SIGHUP)
         await until(lambda: "a gateway has no models to load" in caplog.text)
+
+
+async def test_the_engine_of_a_stream_is_told_what_is_certain(shelf: Path) -> None:
+    """Else what is scored ahead waits for the end of a pause that is over."""
+    async with bundles_of(shelf / "first") as bundles:
+        (engine,) = bundles.engines
+        info, utterance = replace(make_info(), model=engine.bundle_id), make_utterance()
+        with engine._wanted(info, utterance, NEVER_S) as wanted:
+            bundles.accept(replace(info, model="retired"), utterance)
+            assert wanted.ahead_s > 0
+            bundles.accept(info, utterance)
+            assert wanted.ahead_s == 0

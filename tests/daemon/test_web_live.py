@@ -150,6 +150,11 @@ async def test_the_page_shows_and_says_what_the_stream_told(served: Served, page
     pixels = "document.querySelector('canvas').getContext('2d').getImageData(0, 0, 400, 60).data.buffer"
     colours = f"new Set(new Uint32Array({pixels})).size"
     assert await page.ask(colours) > 4, "the posterior is drawn"
+    light = await page.ask("document.querySelector('canvas').toDataURL()")
+    await page.look(1280, 900, "dark")
+    await page.until(f"document.querySelector('canvas').toDataURL() !== {light!r}")
+    await page.look(1280, 900, "light")
+    await page.until(f"document.querySelector('canvas').toDataURL() === {light!r}")
     assert await page.texts(".notice") == []
     assert await page.nameless() == []
     assert page.complaints == []

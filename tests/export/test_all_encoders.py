@@ -25,6 +25,7 @@ from model.recording import read_mono
 from model.runtime import load_runtime
 from tests.factories import make_info
 from tests.model.tiny_all import SPEECH, tiny_all
+from tests.model.tiny_audio import noise
 from train.encoding import TextPasses, load_speech
 from train.transcribing import load_whisper
 
@@ -49,11 +50,6 @@ def session(name: str) -> onnxruntime.InferenceSession:
     """Of an encoder's graph in the bundle."""
     bundle = read_bundle(tiny_all().bundle)
     return make_session(bundle.path / graph_file(bundle.spec.encoder(name)), threads=1)
-
-
-def noise(*lengths: int) -> list[Samples]:
-    rng = np.random.default_rng(5)
-    return [(0.05 + 0.1 * rng.standard_normal(length)).astype(np.float32) for length in lengths]
 
 
 def test_the_bundle_holds_every_encoder_and_passed_its_own_checks() -> None:

@@ -16,6 +16,7 @@ from model.audio import SAMPLE_RATE_HZ, WHISPER_WINDOW, Samples, bucket_length, 
 from model.features import standardise
 from model.recording import read_mono
 from model.text import MAX_TOKENS, TextTokenizer
+from tests.model.tiny_audio import relative
 from tests.model.tiny_text import TEXTS, Family, write_tokenizer
 
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -25,12 +26,6 @@ LIMIT = 1e-5
 @pytest.fixture(scope="module")
 def speech() -> Samples:
     return read_mono(ASSETS / "angry_words.flac")
-
-
-def relative(found: object, expected: object) -> float:
-    a, b = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    assert a.shape == b.shape
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 @pytest.mark.parametrize("bands", [80, 128])

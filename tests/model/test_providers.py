@@ -107,7 +107,20 @@ def test_options_reach_the_session() -> None:
 def test_shapes_are_recorded_where_they_can_be() -> None:
     gpu = GpuSettings(cuda_graphs=(FixedShape(1, 4),))
     assert Execution("cuda", gpu=gpu).recorded == gpu.cuda_graphs
-    assert Execution("tensorrt", gpu=gpu).recorded == Execution("cpu", gpu=gpu).recorded == ()
+    assert Execution("cuda", "cpu", gpu).recorded == gpu.cuda_graphs, "the encoders' device counts"
+    assert Execution("tensorrt").recorded == Execution("cpu").recorded == ()
+
+
+@pytest.mark.parametrize("device", ["cpu", "tensorrt"])
+def test_shapes_that_cannot_be_recorded_are_refused(device: Device) -> None:
+    gpu = GpuSettings(cuda_graphs=(FixedShape(1, 4), FixedShape(8, 4)))
+    with pytest.raises(
+        ProviderError, match=rf'\(1x4, 8x4\), which only "cuda" can, .* "{device}".*leave .* empty'
+    ) as found:
+        Execution(device, "cuda", gpu)
+    assert ('"auto" takes' in str(found.value)) is (device == "cpu")
+    with pytest.raises(ProviderError, match='only "cuda" can'):
+        Execution("cuda", gpu=gpu, bound=False)
 
 
 def test_a_cpu_rounds_nothing_up_and_a_device_does() -> None:

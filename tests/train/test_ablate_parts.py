@@ -1,6 +1,7 @@
 """The second family part by part, on a corpus of a dozen made-up speakers."""
 
 import json
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from model.network.member import build_member
+from model.network.member import Member, build_member
 from model.spec import MemberSpec
 from tests.model.tiny import write_tiny_text_encoder
 from tests.train.synthetic import RECIPES, make_recipe
 from tests.train.test_ablate import SETS, reference_with
 from tests.train.test_run import Run, tiny_recipe, write_corpora
-from train.ablate_parts import ablate_parts, parts_table
+from train.ablate_parts import SEEDS as SEEDS_UNASKED
+from train.ablate_parts import ablate_parts, part_jobs, parts_table
 from train.cli import app
 from train.config import load_recipe
 from train.errors import RecipeError
 from train.family_parts import BASELINE, PARTS, compared_members, parts_recipe, variants
+from train.first_weights import draw_by_name
 from train.parts_report import page, verdict
+from train.stages.members import ALL_SPEAKERS, Job, fresh_member, last_key
 
 ROWS = [part.name for part in PARTS]
 SHIPPED = sorted(RECIPES.rglob("*.toml"))
@@ -74,26 +78,74 @@ def test_members_that_cannot_fuse_are_refused() -> None:
         variants(compared_members(recipe), 0)
 
 
-def test_a_seed_begins_alike_up_to_the_part() -> None:
-    """What comes behind a part is drawn anew, as the documentation says; MICL comes last."""
+Shapes = dict[str, torch.Size]
+
+
+def begun(seeds: int = 1) -> dict[str, list[Member]]:
+    """Row -> its member of every seed, as training begins with it."""
     recipe = load_recipe(RECIPES / "vga.toml")
-    found = variants(compared_members(recipe), 1)
-    begun: dict[str, dict[str, Tensor]] = {}
-    for variant, spec in zip(found, parts_recipe(recipe, found).member_specs(), strict=True):
-        torch.manual_seed(spec.seed)
-        begun[variant.part] = build_member(spec, recipe.encoder_specs()).state_dict()
-    base = begun[BASELINE]
+    found = variants(compared_members(recipe), seeds)
+    changed = parts_recipe(recipe, found)
+    jobs = part_jobs(changed)
+    rows: dict[str, list[Member]] = {}
+    for variant in found:
+        rows.setdefault(variant.part, []).append(fresh_member(jobs[variant.member.name], changed.encoder_specs()))
+    return rows
 
-    def like(part: str, *beginnings: str) -> bool:
-        names = [name for name in base if name.startswith(beginnings)]
-        assert names
-        return all(torch.equal(base[name], begun[part][name]) for name in names)
 
-    assert all(like(part, "stacks.", "encs.") for part in ROWS)
-    assert like("with EAAF", "crossings.")
-    assert like("with MICL", "crossings.", "join.", "classifier.", "regressor.")
-    assert not like("with VGA", "crossings.")
-    assert not like("with EAAF", "classifier.")
+def modules_of(member: Member) -> dict[str, tuple[Shapes, dict[str, Tensor]]]:
+    """Modules that hold weights themselves: name -> shapes of these, and these."""
+    own = {name: dict(module.named_parameters(recurse=False)) for name, module in member.named_modules()}
+    return {name: ({n: w.shape for n, w in ws.items()}, {**ws}) for name, ws in own.items() if ws}
+
+
+@pytest.mark.parametrize(("first", "second"), list(combinations(ROWS, 2)))
+def test_modules_that_two_rows_share_begin_with_the_same_weights(first: str, second: str) -> None:
+    rows = begun()
+    mine, theirs = modules_of(rows[first][0]), modules_of(rows[second][0])
+    shared = [name for name in mine.keys() & theirs.keys() if mine[name][0] == theirs[name][0]]
+    for name in shared:
+        for weight, values in mine[name][1].items():
+            assert torch.equal(values, theirs[name][1][weight]), f"{name}.{weight}"
+    parts = ("gates.", "views.", "join")
+    others = {name for name in mine.keys() ^ theirs.keys() if not name.startswith(parts) and ".guide" not in name}
+    assert not others, "rows differ in their parts alone"
+    for name in ("classifier", "regressor", "encs.", "crossings."):
+        assert any(found.startswith(name) for found in shared), name
+    gated = [part.gates != "none" for part in PARTS if part.name in (first, second)]
+    assert ("join" in shared) == (gated[0] == gated[1]), "the layer behind gates reads one vector, else one a modality"
+
+
+def test_seeds_and_modules_begin_with_weights_of_their_own() -> None:
+    rows = begun(seeds=2)
+    for members in rows.values():
+        one, other = (modules_of(member) for member in members)
+        for name, (shapes, weights) in one.items():
+            if len(shapes.get("weight", ())) == 2:
+                assert not torch.equal(weights["weight"], other[name][1]["weight"]), name
+        drawn = [weights["weight"] for _, weights in one.values() if len(weights["weight"].shape) == 2]
+        assert not any(torch.equal(a, b) for a, b in combinations(drawn, 2) if a.shape == b.shape)
+
+
+def test_first_weights_by_name_have_a_key_of_their_own_and_leave_the_others_theirs() -> None:
+    recipe = load_recipe(RECIPES / "vga.toml")
+    spec = compared_members(recipe)[0]
+    plain, by_name = Job(spec, ALL_SPEAKERS), Job(spec, ALL_SPEAKERS, drawn_by_name=True)
+    assert last_key(plain, recipe, "data") != last_key(by_name, recipe, "data"), (
+        "else old rows would be taken for new ones"
+    )
+    torch.manual_seed(spec.seed)
+    as_ever = build_member(spec, recipe.encoder_specs()).state_dict()
+    assert all(
+        torch.equal(values, as_ever[name])
+        for name, values in fresh_member(plain, recipe.encoder_specs()).state_dict().items()
+    )
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    member = build_member(spec, recipe.encoder_specs())
+    torch.manual_seed(1)
+    draw_by_name(member, 7)
+    assert torch.equal(torch.rand(3), expected), "whoever draws next draws what they would have drawn"
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +231,26 @@ def test_the_command_takes_the_table_and_refuses_another(run: Run, results: dict
     answer = CliRunner(env={"COLUMNS": "200"}).invoke(app, [*arguments, "--table", "three"])
     assert answer.exit_code == 2
     assert "one of recipe, parts, got 'three'" in answer.stderr
+
+
+@pytest.mark.parametrize("table", [[], ["--table", "recipe"]])
+def test_seeds_are_refused_where_no_row_would_have_them(table: list[str], tmp_path: Path) -> None:
+    """Even as many as the other table has unasked."""
+    arguments = ["ablate", "--config", str(RECIPES / "default.toml"), "--data", str(tmp_path), "--out", str(tmp_path)]
+    for seeds in (SEEDS_UNASKED, 5):
+        answer = CliRunner(env={"COLUMNS": "400"}).invoke(app, [*arguments, *table, "--seeds", str(seeds)])
+        assert answer.exit_code == 2
+        assert "--seeds" in answer.stderr
+        assert (
+            f"rows of the table 'recipe' have the seeds that the recipe gives its members, and {seeds}" in answer.stderr
+        )
+        assert "leave it out, or ask for --table parts" in answer.stderr
+    assert not list(tmp_path.iterdir()), "refused before anything is made"
+
+
+def test_the_documentation_says_how_many_seeds_there_are_unasked() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    assert f"Each row has every seed, {SEEDS_UNASKED} of them unless `--seeds` says otherwise." in text
 
 
 def test_a_gain_is_one_over_the_baseline_of_the_same_seeds() -> None:

@@ -1,20 +1,25 @@
 """A figure on a corpus that an encoder was taught is marked, in every table and in its very row."""
 
+import ast
 import json
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from model.features import functionals
 from tests.train.results import SOUP, make_results
 from tests.train.synthetic import make_recipe
 from train.cli import app
 from train.config import EncoderConfig, Recipe
-from train.contamination import KEY, contaminating, contaminating_members, marked, note
+from train.contamination import KEY, contaminating, contaminating_members, marked, note, taught_test_corpora
+from train.dataset import READ_BY_FUNCTIONALS
 from train.report import model_card, render, scores_of
 
 OTHER = "<guess> & go"
+TRAIN = Path(__file__).parents[2] / "train"
 
 
 def recipe_with(**supervised_on: tuple[str, ...]) -> Recipe:
@@ -39,6 +44,33 @@ def test_what_reads_an_encoder_that_was_taught_the_corpus_is_contaminated() -> N
     assert contaminating(recipe, "meld", ("functionals",)) == ["whisper"], "functionals are made of its frames"
     assert contaminating_members(recipe, "cremad") == {"a": ["text"]}
     assert contaminating_members(recipe, "meld") == {"a": ["text"], "b": ["whisper"], "c": ["whisper"]}
+
+
+@pytest.mark.parametrize("read", signature(functionals).parameters)
+def test_functionals_are_contaminated_by_each_of_what_they_are_made_of(read: str) -> None:
+    recipe = recipe_with(**{read: ("meld",)})
+    assert contaminating(recipe, "meld", ("functionals",)) == [read]
+    assert contaminating(recipe, "meld", ("text",)) == []
+
+
+def test_what_functionals_read_is_decided_in_one_place() -> None:
+    assert tuple(signature(functionals).parameters) == READ_BY_FUNCTIONALS
+    retyped = [
+        path.name
+        for path in sorted(TRAIN.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Tuple)
+        and tuple(item.value for item in node.elts if isinstance(item, ast.Constant)) == READ_BY_FUNCTIONALS
+    ]
+    assert retyped == ["dataset.py"]
+
+
+def test_an_ensemble_tells_the_encoders_that_were_taught_what_evaluates_it() -> None:
+    recipe = recipe_with(text=("cremad", "meld", "ravdess"), whisper=("meld",), prosody=("ravdess",))
+    recipe = recipe.model_copy(
+        update={"data": recipe.data.model_copy(update={"corpus": "cremad", "evaluate": ("ravdess",)})}
+    )
+    assert taught_test_corpora(recipe) == {"prosody": ["ravdess"], "text": ["cremad", "ravdess"]}
 
 
 def test_results_of_before_marks_have_none() -> None:

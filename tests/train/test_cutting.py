@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daemon.config import EndpointingConfig
+from daemon.config_sections import EndpointingConfig
 from daemon.messages import Utterance
 from daemon.session import Session, SpeechProbabilities
 from model.audio import MAX_UTTERANCE, MIN_UTTERANCE, POST_PAD, PRE_PAD, VAD_WINDOW, Samples, pad_to

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from export.bundle import write_bundle
 from export.precision import Precisions
 from export.references import reference_of, relative
-from model.audio import MAX_UTTERANCE, Samples
+from model.audio import MAX_UTTERANCE
 from model.bundle import graph_file, read_bundle
 from model.network.checkpoint import save_checkpoint
 from model.network.emotion2vec import Layout
@@ -31,6 +31,7 @@ from model.onnx_session import make_session
 from model.sources import sha256_of
 from model.spec import EncoderSpec
 from tests.model.tiny import tiny_checkpoint, tiny_encoders, tiny_member, tiny_spec, write_tiny_text_encoder
+from tests.model.tiny_audio import noise
 from tests.model.tiny_emotion2vec import TINY, published_weights, tiny_emotion2vec, write_tiny_emotion2vec
 from tests.model.tiny_whisper import tiny_whisper, write_ctranslate2
 from train.cli import app
@@ -67,11 +68,6 @@ def checkpoint(tmp_path: Path, *, further: bool = True, **beside: object) -> dic
         weights["_ema"] = torch.zeros(3)
     settings = argparse.Namespace(arch="data2vec_multi")
     return {"args": settings, "cfg": {"model": settings}, "model": weights, **beside}
-
-
-def noise(*lengths: int) -> list[Samples]:
-    rng = np.random.default_rng(5)
-    return [(0.05 + 0.1 * rng.standard_normal(length)).astype(np.float32) for length in lengths]
 
 
 @pytest.mark.parametrize("further", [False, True])

@@ -20,6 +20,7 @@ from train.cache import let_go
 from train.config import Recipe, StageConfig
 from train.dataset import TEXT, Examples, HalfFrames, balanced_subset, concatenate, mix_copies, one_hot
 from train.execution import CPU, Execution, Ranks
+from train.first_weights import draw_by_name
 from train.history import History
 from train.loop import EpochSource, StageData, class_bias, predict, train_stage
 from train.losses import class_weights
@@ -68,10 +69,17 @@ class TrainingSet:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One member trained without the speakers of `fold` (or with all, `ALL_SPEAKERS`)."""
+    """One member trained without the speakers of `fold` (or with all, `ALL_SPEAKERS`).
+
+    Attributes:
+        member: what is trained.
+        fold: whose speakers it never hears.
+        drawn_by_name: first weights are drawn module by module, so that those of members that share modules can be compared.
+    """
 
     member: MemberSpec
     fold: int
+    drawn_by_name: bool = False
 
     @property
     def name(self) -> str:
@@ -116,8 +124,7 @@ def train_member(
     if TEXT not in job.member.modalities:
         data = replace(data, bank=None)  # words that it cannot read would only move its targets
     encoders = recipe.encoder_specs()
-    torch.manual_seed(job.member.seed)
-    member = build_member(job.member, encoders)
+    member = fresh_member(job, encoders)
     if is_trained(job, recipe, data.content, folder):
         for stage in _stages(recipe):
             _point(folder, job, stage, recipe, data.content).remove()
@@ -161,6 +168,15 @@ def train_member(
             resume.remove()
         place.ranks.wait()
     return member.eval()
+
+
+def fresh_member(job: Job, encoders: Mapping[str, EncoderSpec]) -> Member:
+    """The member of a job with the weights that its first stage begins with, where it begins with weights of its own."""
+    torch.manual_seed(job.member.seed)
+    member = build_member(job.member, encoders)
+    if job.drawn_by_name:
+        draw_by_name(member, job.member.seed)
+    return member
 
 
 def last_key(job: Job, recipe: Recipe, content: str) -> str:
@@ -281,7 +297,7 @@ def _key(recipe: Recipe, job: Job, stage: str, content: str) -> str:
     unread = ({"vga"} if job.member.family != "vga" else set()) | (set() if job.member.contrast else {"contrast"})
     if objective := recipe.objective.model_dump(mode="json", exclude_defaults=True, exclude=unread):
         parts["objective"] = objective
-    parts["job"] = {"member": member, "fold": job.fold}
+    parts["job"] = {"member": member, "fold": job.fold} | ({"drawn_by_name": True} if job.drawn_by_name else {})
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -154,6 +154,50 @@ def test_audio_of_a_stream_and_of_a_day() -> None:
     assert ledger.account(Principal("edge", frozenset(), kind="token")) is account, "its tokens share what a key has"
 
 
+def test_audio_that_is_over_a_limit_is_not_counted() -> None:
+    """Else one long message, of which nothing was taken, would use up what other streams still may send."""
+    account = Ledger(Clock()).account(Principal("edge", frozenset(), Limits(stream_s=4, day_s=3)))
+    meter, other = account.meter(), account.meter()
+    assert meter.problem(16_000) is None
+    assert "over 4 s of audio" in (meter.problem(10**6) or "")
+    assert "3 s of audio today" in (meter.problem(32_001) or "")
+    with account.connection():
+        assert other.problem(32_000) is None
+    assert "3 s of audio today" in (other.problem(1) or "")
+
+
+def test_audio_that_was_not_taken_is_given_back() -> None:
+    clock = Clock(86_400.0 * 20_000)
+    account = Ledger(clock).account(Principal("edge", frozenset(), Limits(stream_s=2.5, day_s=3)))
+    meter, other = account.meter(), account.meter()
+    for _ in range(10):
+        assert meter.problem(32_000) is None
+        meter.give_back(32_000)
+    with account.connection():
+        assert other.problem(16_000) is None
+    assert meter.problem(32_000) is None
+    clock.now += 86_400
+    assert other.problem(16_000) is None
+    meter.give_back(32_000)
+    assert "3 s of audio today" in (account.meter().problem(32_001) or ""), (
+        "what was counted yesterday is not given back"
+    )
+
+
+def test_a_connection_needs_a_second_that_is_left() -> None:
+    """What is left of a day is seldom nothing: a chunk is refused as a whole."""
+    account = Ledger(Clock(86_400.0)).account(Principal("edge", frozenset(), Limits(day_s=3)))
+    meter = account.meter()
+    assert meter.problem(32_000) is None
+    with account.connection():
+        assert meter.problem(1) is None
+    with pytest.raises(QuotaError, match="come back after midnight"), account.connection():
+        pass
+    little = Ledger(Clock(86_400.0)).account(Principal("little", frozenset(), Limits(day_s=0.5)))
+    with little.connection():
+        assert little.meter().problem(8_000) is None
+
+
 def test_idle_accounts_of_many_subjects_are_forgotten() -> None:
     clock = Clock()
     ledger = Ledger(clock)

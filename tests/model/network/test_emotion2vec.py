@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Data2VecAudioConfig, Data2VecAudioModel
 
-from model.audio import Samples
 from model.network.emotion2vec import CONVOLUTIONS, Emotion2Vec, Layout, distance_bias
 from model.network.emotion2vec_folder import layout_of, published_shapes, read_layout, write_folder
 from model.network.published import parameters_in
@@ -24,22 +23,12 @@ from model.network.speech_encoder import (
     wants_standardised,
 )
 from model.spec import EncoderSpec
+from tests.model.tiny_audio import relative, waves
 from tests.model.tiny_emotion2vec import TINY, published_weights, tiny_emotion2vec, write_tiny_emotion2vec
 
 CPU = torch.device("cpu")
 TOLERANCE = 1e-5
 AUDIO = "modality_encoders.AUDIO"
-
-
-def waves(*lengths: int) -> list[Samples]:
-    rng = np.random.default_rng(1)
-    return [(0.3 + 0.1 * rng.standard_normal(length)).astype(np.float32) for length in lengths]
-
-
-def relative(found: object, expected: object) -> float:
-    a, b = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    assert a.shape == b.shape
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 def block_names(prefix: str, dim: int, wide: int) -> dict[str, tuple[int, ...]]:

@@ -30,23 +30,12 @@ from model.network.speech_encoder import (
     wants_standardised,
 )
 from model.spec import EncoderSpec
+from tests.model.tiny_audio import relative, waves
 from tests.model.tiny_speech import KINDS, LAYERS, SPEECH_DIM, tiny_speech, write_tiny_speech
 
 TOLERANCE = 1e-4
 CPU = torch.device("cpu")
 LENGTHS = (16_000, 6_400, 11_111, 20_007)
-
-
-def waves(*lengths: int) -> list[Samples]:
-    """Noise around an offset, so that a mean that is taken over padding would be another one."""
-    rng = np.random.default_rng(1)
-    return [(0.3 + 0.1 * rng.standard_normal(length)).astype(np.float32) for length in lengths]
-
-
-def relative(found: object, expected: object) -> float:
-    a, b = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    assert a.shape == b.shape
-    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
 def inputs(audio: list[Samples], length: int) -> tuple[Tensor, Tensor]:
