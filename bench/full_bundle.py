@@ -12,7 +12,7 @@ score   the bundle in a fresh process: one utterance of 4 s through Whisper, the
 Each step is a process of its own; a folder that is given is kept, and steps whose result is there are left out. Whisper's
 decoder has random weights as well, so its words are nonsense up to the limit of their length, and its vocabulary is that of an
 English Whisper (tokenizer of the default bundle's): words are timed apart and mean nothing. It takes about 30 GB of disk,
-16 GiB of memory and the better part of an hour on two cores.
+24 GB of memory and the better part of an hour on two cores.
 """
 
 import argparse

@@ -1,18 +1,24 @@
 """What one utterance costs in each component: floating-point operations, parameters, bytes on disk.
 
 A multiply-add counts as two operations. Matrix products, convolutions and attention are counted, on shapes that follow from
-the graphs themselves (onnxruntime's shape inference); norms, activations and sums are not: they are a few per cent.
+the graphs themselves (onnxruntime's shape inference), or, where shapes depend on values, on those of a run; norms, activations
+and sums are not: they are a few per cent.
 
-A graph whose shapes depend on values, or that takes no utterance so long, has no count; an encoder that CTranslate2 or numpy
-runs has no graph.
+A graph that takes no utterance so long has no count; an encoder that CTranslate2 or numpy runs has no graph.
 """
 
+import json
 import math
+import tempfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper
 from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 from torch import Tensor
@@ -111,6 +117,41 @@ def graph_flops(model: onnx.ModelProto, sizes: Mapping[str, list[int]]) -> int:
     return sum(_node_flops(node, shapes) for node in bound.graph.node if node.op_type in _PRODUCTS | _CONVOLUTIONS)
 
 
+def run_flops(path: Path, sizes: Mapping[str, list[int]]) -> int:
+    """Operations of one run on inputs of these sizes, all ones, as ONNX Runtime's profile tells the shapes of its nodes.
+
+    Raises:
+        ValueError: if the graph takes none such.
+    """
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # nodes keep their names
+    options.log_severity_level, options.enable_profiling = 4, True
+    options.add_session_config_entry("session.disable_prepacking", "1")  # what is packed has no shape in the profile
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = f"{folder}/run"
+        try:
+            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            kinds = {"tensor(float)": np.float32, "tensor(bool)": np.bool_, "tensor(int64)": np.int64}
+            session.run(None, {i.name: np.ones(sizes[i.name], kinds[i.type]) for i in session.get_inputs()})
+        except Exception as error:  # onnxruntime's failures share no class
+            raise ValueError(f"no run on inputs of {dict(sizes)}: {error}") from error
+        nodes = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return sum(
+        _told_flops(node["args"]) for node in nodes if node.get("args", {}).get("op_name") in _PRODUCTS | _CONVOLUTIONS
+    )
+
+
+def _told_flops(told: Mapping[str, Any]) -> int:
+    """Of one node of a profile; no graph of ours has a product whose first factor is transposed."""
+    (first, second), (out,) = (
+        [next(iter(tensor.values())) for tensor in told[f"{side}_type_shape"]][:count]
+        for side, count in (("input", 2), ("output", 1))
+    )
+    if told["op_name"] in _CONVOLUTIONS:
+        return int(2 * math.prod(out) * math.prod(second[1:]))
+    return int(2 * math.prod(out) * first[-1])
+
+
 def frame_sizes(encoders: Iterable[EncoderSpec], seconds: float) -> Sizes:
     """Sizes of frames `[1, F, d]` and masks `[1, F]` of one utterance, whole steps of every encoder."""
     sizes: Sizes = {}
@@ -151,10 +192,10 @@ def _cost(path: Path, sizes: Mapping[str, list[int]], parameters: int | None = N
         "parameters": _stored(model) if parameters is None else parameters,
         "bytes": path.stat().st_size + (weights.stat().st_size if weights.is_file() else 0),
     }
-    try:
-        return {"flops": graph_flops(model, sizes), **found}
-    except ValueError:
-        return found
+    for flops in (partial(graph_flops, model), partial(run_flops, path)):
+        with suppress(ValueError):
+            return {"flops": flops(sizes), **found}
+    return found
 
 
 def _encoder_sizes(encoder: EncoderSpec, seconds: float) -> Sizes:

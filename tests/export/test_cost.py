@@ -5,12 +5,17 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from export.cost import component_costs, frame_sizes, graph_flops
+from export.cost import component_costs, frame_sizes, graph_flops, run_flops
+from export.encoders import export_speech_encoder, write_graph
 from export.to_onnx import export_member
+from model.audio import SAMPLE_RATE_HZ
+from model.bundle import SPEECH_AUDIO, SPEECH_AUDIO_MASK
 from model.network.checkpoint import load_checkpoint
 from model.network.deepser import DeepSER
+from model.network.speech_encoder import SpeechEncoder
 from model.spec import EncoderSpec, MemberSpec
 from tests.model.tiny import tiny_bundle
+from tests.model.tiny_speech import tiny_speech
 
 STEPS, WIDTH, D, LAYERS, FF, CLASSES, ATTRIBUTES = 14, 12, 16, 1, 24, 8, 3
 
@@ -78,3 +83,23 @@ def test_a_longer_utterance_costs_more() -> None:
     short, long = (component_costs(checkpoint, Path(exported.bundle), seconds) for seconds in (2.0, 8.0))
     for name in ("encoder text", "member voice", "ensemble"):
         assert long[name]["flops"] > 2 * short[name]["flops"]
+
+
+def test_a_run_counts_as_the_shapes_say(tmp_path: Path) -> None:
+    path = tiny_bundle().bundle / "encoders" / "text.onnx"
+    sizes = dict.fromkeys(("ids", "mask"), [1, STEPS])
+    assert run_flops(path, sizes) == graph_flops(onnx.load(path), sizes) > 0
+    node = helper.make_node("Conv", ["x", "w"], ["y"], strides=[2], group=2)
+    onnx.save(graph_of(node, {"x": ["batch", 4, "samples"]}, {"w": [6, 2, 3]}), tmp_path / "conv.onnx")
+    assert run_flops(tmp_path / "conv.onnx", {"x": [1, 4, 21]}) == 2 * (6 * 10) * (2 * 3)
+    with pytest.raises(ValueError, match="no run on inputs of"):
+        run_flops(tmp_path / "conv.onnx", {"x": [1, 5, 21]})
+
+
+def test_a_speech_encoder_whose_shapes_follow_from_its_mask_is_counted(tmp_path: Path) -> None:
+    write_graph(export_speech_encoder(SpeechEncoder(tiny_speech()).eval()), tmp_path / "speech.onnx")
+    sizes = dict.fromkeys((SPEECH_AUDIO, SPEECH_AUDIO_MASK), [1, SAMPLE_RATE_HZ])
+    flops, longer = (
+        run_flops(tmp_path / "speech.onnx", {name: [1, factor * SAMPLE_RATE_HZ] for name in sizes}) for factor in (1, 2)
+    )
+    assert 0 < flops < longer
