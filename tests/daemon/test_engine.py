@@ -16,7 +16,7 @@ from daemon.asr import AsrItem, AsrModel, Task
 from daemon.batcher import BatchSettings
 from daemon.config import DEFAULT_BUNDLE, load_config
 from daemon.emotion import EmotionItem, EmotionModel, Scored
-from daemon.engine import EngineSettings, execution_of, load_models, pick_device, running_engine
+from daemon.engine import EngineSettings, Models, execution_of, load_models, pick_device, running_engine
 from daemon.errors import ConfigError
 from daemon.messages import Utterance
 from export.bundle import write_bundle
@@ -134,11 +134,21 @@ def test_the_configuration_says_what_a_gpu_is_told() -> None:
             load_config(None, {"models": wrong})
 
 
-async def test_work_ahead_gives_the_same_scores() -> None:
+@pytest.fixture(scope="module")
+def models() -> Models:
+    return load_models(DEFAULT_BUNDLE, EngineSettings())
+
+
+@pytest.fixture
+def utterance() -> Utterance:
+    """A sentence, complete."""
     speech = read_mono(ASSETS / "angry_words.flac")
-    utterance = Utterance(0, 0, 0, len(speech), speech, interim=0, decided=len(speech))
+    return Utterance(0, 0, 0, len(speech), speech, interim=0, decided=len(speech))
+
+
+async def test_work_ahead_gives_the_same_scores(models: Models, utterance: Utterance) -> None:
     settings = EngineSettings()
-    async with running_engine(load_models(DEFAULT_BUNDLE, settings), settings) as engine:
+    async with running_engine(models, settings) as engine:
         info = make_info()
         expected = await engine.score(info, utterance)
         found = await engine.score(info, utterance, ahead_s=0.35)
@@ -167,12 +177,9 @@ async def test_words_that_are_heard_again_hold_up_nobody() -> None:
     assert engine.asr.counts.batches == 2
 
 
-async def test_the_long_window_is_for_what_is_certain() -> None:
+async def test_the_long_window_is_for_what_is_certain(models: Models, utterance: Utterance) -> None:
     """What was not said to its end is often not understood, and hearing it again takes ten times as long."""
-    speech = read_mono(ASSETS / "angry_words.flac")
-    utterance = Utterance(0, 0, 0, len(speech), speech, interim=0, decided=len(speech))
     settings = EngineSettings()
-    models = load_models(DEFAULT_BUNDLE, settings)
     again = threading.Event()
     again.set()
     async with running_engine(replace(models, asr=AsrModel(Deaf(again))), settings) as engine:
@@ -186,12 +193,11 @@ async def test_the_long_window_is_for_what_is_certain() -> None:
     assert engine.asr.counts.batches == 3
 
 
-async def test_what_is_certain_before_its_pause_is_over_waits_for_nothing_more() -> None:
+async def test_what_is_certain_before_its_pause_is_over_waits_for_nothing_more(
+    models: Models, utterance: Utterance
+) -> None:
     """A client may ask for the end, hang up, or send faster than anybody speaks; a pause may be allowed a minute."""
-    speech = read_mono(ASSETS / "angry_words.flac")
-    utterance = Utterance(0, 0, 0, len(speech), speech, interim=0, decided=len(speech))
     settings = EngineSettings()
-    models = load_models(DEFAULT_BUNDLE, settings)
     again = threading.Event()
     again.set()
     emotion = Held(models.emotion)
@@ -215,16 +221,13 @@ async def test_what_is_certain_before_its_pause_is_over_waits_for_nothing_more()
     assert engine._ahead == {}
 
 
-async def test_what_waits_for_its_turn_has_it_once_it_is_certain() -> None:
-    speech = read_mono(ASSETS / "angry_words.flac")
-    utterance = Utterance(0, 0, 0, len(speech), speech, interim=0, decided=len(speech))
+async def test_what_waits_for_its_turn_has_it_once_it_is_certain(models: Models, utterance: Utterance) -> None:
     settings = EngineSettings(batch=BatchSettings(workers=2))
-    models = load_models(DEFAULT_BUNDLE, settings)
     again = threading.Event()
     whisper = HardOfHearing(again)
     async with running_engine(replace(models, asr=AsrModel(whisper)), settings) as engine:
         info = make_info()
-        busy = AsrItem(speech, None, Task.WORDS_AGAIN)
+        busy = AsrItem(utterance.audio, None, Task.WORDS_AGAIN)
         running = asyncio.create_task(engine.asr.submit(busy, "busy", final=True))
         await until(lambda: engine.asr.running_s > 0)
         ahead = asyncio.create_task(engine.score(info, utterance, ahead_s=3600.0))
@@ -235,11 +238,10 @@ async def test_what_waits_for_its_turn_has_it_once_it_is_certain() -> None:
         await running
 
 
-async def test_the_time_until_words_are_heard_again_is_over_for_the_rest_too() -> None:
-    speech = read_mono(ASSETS / "angry_words.flac")
-    utterance = Utterance(0, 0, 0, len(speech), speech, interim=0, decided=len(speech))
+async def test_the_time_until_words_are_heard_again_is_over_for_the_rest_too(
+    models: Models, utterance: Utterance
+) -> None:
     settings = EngineSettings()
-    models = load_models(DEFAULT_BUNDLE, settings)
     again = threading.Event()
     again.set()
     emotion = Held(models.emotion)
