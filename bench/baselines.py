@@ -4,7 +4,8 @@
 
 naive        one lock around everything; Whisper as its library runs it, over 30 s and with five beams; every member a network
              in PyTorch with an encoder pass of its own, over 30 s too
-per-client   our models and graphs, loaded once more for every client, one utterance at a time
+per-client   our models and graphs, loaded once more for every client, one utterance at a time; those of as many clients as
+             BENCH_CLIENTS says are loaded before the server is ready, so that nobody's first words wait for them
 
 The members of "naive" have random weights, so its posteriors mean nothing: it is there for its time.
 """
@@ -30,7 +31,7 @@ from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 
 from bench.export import spec_of
-from bench.under_test import BASELINES
+from bench.under_test import BASELINES, CLIENTS
 from daemon.asr import AsrItem, AsrModel, Task, scorable
 from daemon.config import Config, load_config
 from daemon.detection import Detection
@@ -174,11 +175,13 @@ class PerClient(_Blocking):
     Args:
         folder: of the bundle.
         settings: how its models run.
+        ready: clients whose models are loaded in advance.
     """
 
-    def __init__(self, folder: Path, settings: EngineSettings) -> None:
+    def __init__(self, folder: Path, settings: EngineSettings, ready: int = 0) -> None:
         self._folder = folder
         self._settings = settings
+        self._ready = [load_models(folder, settings) for _ in range(ready)]
         self._models: dict[str, Models] = {}
         self._lock = threading.Lock()
 
@@ -200,14 +203,16 @@ class PerClient(_Blocking):
     def _of(self, session: str) -> tuple[AsrModel, EmotionModel]:
         with self._lock:
             if session not in self._models:
-                self._models[session] = load_models(self._folder, self._settings)
+                self._models[session] = self._ready.pop() if self._ready else load_models(self._folder, self._settings)
         models = self._models[session]
         return models.asr, models.emotion
 
 
 def scorer_of(kind: str, config: Config) -> Scorer:
     """The engine of a baseline."""
-    return Naive() if kind == "naive" else PerClient(config.bundle, config.engine_settings())
+    if kind == "naive":
+        return Naive()
+    return PerClient(config.bundle, config.engine_settings(), int(os.environ.get(CLIENTS, "0")))
 
 
 def rules_of(config: Config) -> StreamRules:

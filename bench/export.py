@@ -1,10 +1,11 @@
 """What sharing encoders, grouping members and int8 are worth: the ensemble as graphs against the ensemble in torch.
 
     python -m bench.export
-    python -m bench.export --full --parts members
+    python -m bench.export --full --parts system
 
-system    one pass per encoder and the grouped ensemble in ONNX Runtime, against PyTorch eager with one encoder pass per
-          member and modality, as one would run the paper's members one after the other (31 passes in its Table 1)
+system    one pass per encoder and the grouped ensemble in ONNX Runtime, in each of --precisions, against PyTorch eager in
+          float32 with one encoder pass per member and modality, as one would run the paper's members one after the other
+          (31 passes in its Table 1)
 members   the grouped ensemble against a loop over its members' graphs, both in ONNX Runtime
 int8      the grouped ensemble in int8 against float32
 
@@ -12,7 +13,7 @@ One utterance, random weights, medians and quartiles over rounds; contenders tak
 falls on both. Features that numpy makes (pitch, statistics) are left out on both sides: a member that reads statistics of
 Whisper's frames counts as a pass of Whisper. With --full (recipes/medusa.toml, D = 1024, encoders of published size) one
 encoder is in memory at a time: passes are timed one by one and added up. Then no two contenders of "members" share the
-memory either, and they run one after the other.
+memory either, nor do the two precisions of the ensemble, and they run one after the other.
 """
 
 import argparse
@@ -24,17 +25,20 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import onnx
+import onnxruntime
 import torch
 
 from bench.full_size import ENCODERS
 from export.cost import Sizes, frame_sizes
 from export.encoders import write_graph
-from export.precision import converted
+from export.precision import PRECISIONS, Precision, converted
 from export.references import Reference, reference_of
 from export.shared_weights import WeightStore
 from export.to_onnx import export_ensemble, export_member
@@ -55,6 +59,7 @@ _GROUPED_DIM: Final = 256
 _WORDS: Final = "and then they laughed at all of us so I said"
 Times = npt.NDArray[np.float64]
 Feed = dict[str, npt.NDArray[Any]]
+Run = Callable[[], object]
 
 
 def times_of(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Times]:
@@ -139,61 +144,87 @@ def item_of(encoder: EncoderSpec, reference: Reference[Any], seconds: float) -> 
 
 
 def encoder_times(encoder: EncoderSpec, full: bool, given: argparse.Namespace) -> dict[str, Times]:
-    """A pass of one encoder, in torch and as a graph."""
+    """A pass of one encoder, in torch ("eager") and as a graph of each precision."""
     reference = ENCODERS[encoder.name](encoder.name) if full else reference_of(encoder)
     item = item_of(encoder, reference, given.seconds)
+    contenders: dict[str, Callable[[], object]] = {"eager": lambda: reference.expected([item])}
     with tempfile.TemporaryDirectory() as folder:
-        write_graph(reference.graph(), Path(folder) / "encoder.onnx")
-        session = make_session(Path(folder) / "encoder.onnx", given.threads)
-        contenders = {"eager": lambda: reference.expected([item]), "graph": lambda: reference.found(session, [item])}
+        graph = reference.graph()
+        for precision in given.precisions:
+            path = Path(folder) / f"{precision}.onnx"
+            write_graph(converted(copied(graph), precision), path)
+            contenders[precision] = _encoder_runner(reference, make_session(path, given.threads), item)
+        del graph
         return times_of(contenders, given.rounds)
 
 
+def _encoder_runner(reference: Reference[Any], session: onnxruntime.InferenceSession, item: object) -> Run:
+    return lambda: reference.found(session, [item])
+
+
+def copied(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Another graph that is equal: writing one and giving it another precision change it."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(graph)
+    return copy
+
+
 def system(recipe: Recipe, full: bool, given: argparse.Namespace) -> None:
-    """Prints the whole system's ratio."""
+    """Prints the whole system's ratio, with graphs of each precision."""
     spec = spec_of(recipe)
-    passes, per_member, shared = passes_of(spec), np.zeros(given.rounds), np.zeros(given.rounds)
+    passes, per_member = passes_of(spec), np.zeros(given.rounds)
+    shared = {precision: np.zeros(given.rounds) for precision in given.precisions}
     say(
         f"system: {recipe.name}, {len(spec.members)} members, {sum(passes.values())} encoder passes against {len(passes)}"
     )
     for name, count in passes.items():
         taken = encoder_times(spec.encoder(name), full, given)
-        say(f"  {name:10} pass in torch {spread(taken['eager'])} ms, graph {spread(taken['graph'])} ms")
+        say(f"  {name:10} pass in torch {spread(taken['eager'])} ms, {_of_each(taken, given.precisions)}")
         per_member += count * taken["eager"]
-        shared += taken["graph"]
+        for precision, times in shared.items():
+            times += taken[precision]
         gc.collect()
     taken = ensemble_times(spec, full, given)
-    say(f"  members    in torch {spread(taken['eager'])} ms, grouped graph {spread(taken['grouped'])} ms")
-    say(
-        f"  together   in torch {spread(per_member + taken['eager'])} ms, graphs {spread(shared + taken['grouped'])} ms"
-    )
-    say(f"  torch over graphs {spread((per_member + taken['eager']) / (shared + taken['grouped']))}")
+    say(f"  members    in torch {spread(taken['eager'])} ms, grouped {_of_each(taken, given.precisions)}")
+    whole = {precision: times + taken[precision] for precision, times in shared.items()}
+    eager_whole = per_member + taken["eager"]
+    say(f"  together   in torch {spread(eager_whole)} ms, {_of_each(whole, given.precisions)}")
+    for precision, times in whole.items():
+        say(f"  torch over graphs in {precision} {spread(eager_whole / times)}")
+
+
+def _of_each(taken: Mapping[str, Times], precisions: Sequence[Precision]) -> str:
+    return ", ".join(f"graph in {precision} {spread(taken[precision])} ms" for precision in precisions)
 
 
 def ensemble_times(spec: EnsembleSpec, full: bool, given: argparse.Namespace) -> dict[str, Times]:
-    """All members and the meta-classifier, in torch and as the grouped graph."""
+    """All members and the meta-classifier, in torch ("eager") and as the grouped graph of each precision."""
     feed = feed_of(frame_sizes(inputs_of(spec), given.seconds))
     ensemble = random_ensemble(spec)
+    made: dict[str, Callable[[], Run]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        write_ensemble(ensemble, Path(folder))
-        work = {"eager": eager(ensemble, feed)}
-        found = times_of(work, given.rounds) if full else {}
-        if full:
-            work.clear()
-            del ensemble
+        for precision in given.precisions:
+            path = Path(folder) / f"{precision}.onnx"
+            write_graph(converted(export_ensemble(ensemble), precision), path)
+            made[precision] = partial(_runner, path, feed, given.threads)
             gc.collect()
-        session = make_session(Path(folder) / "ensemble.onnx", given.threads)
-        return {**found, **times_of({**work, "grouped": lambda: session.run(None, feed)}, given.rounds)}
+        work = {"eager": eager(ensemble, feed)}
+        if not full:
+            return times_of({**work, **{name: make() for name, make in made.items()}}, given.rounds)
+        taken = times_of(work, given.rounds)
+        work.clear()
+        del ensemble
+        gc.collect()
+        return taken | {precision: alone(make, precision, given.rounds) for precision, make in made.items()}
 
 
 def write_ensemble(ensemble: Ensemble, folder: Path) -> None:
     """The members' graphs and the ensemble's, weights once; a member's graph is in memory alone."""
     (folder / "members").mkdir()
     store = WeightStore(folder)
-    encoders = {encoder.name: encoder for encoder in ensemble.spec.encoders}
     for member in ensemble.members:
         assert isinstance(member, DeepSER)
-        store.write_with_weights(export_member(member, encoders), f"members/{member.spec.name}.onnx")
+        store.write_with_weights(export_member(member), f"members/{member.spec.name}.onnx")
     store.write(export_ensemble(ensemble), "ensemble.onnx")
 
 
@@ -231,7 +262,7 @@ def members(spec: EnsembleSpec, full: bool, given: argparse.Namespace) -> None:
     say(f"  loop over grouped {spread(taken['loop'] / taken['grouped'])}")
 
 
-def alone(make: Callable[[], Callable[[], object]], kind: str, rounds: int) -> Times:
+def alone(make: Callable[[], Run], kind: str, rounds: int) -> Times:
     """One contender with nothing else in memory."""
     taken = times_of({kind: make()}, rounds)[kind]
     gc.collect()
@@ -255,7 +286,7 @@ def int8(spec: EnsembleSpec, full: bool, given: argparse.Namespace) -> None:
     say(f"  fp32 over int8 {spread(taken['fp32'] / taken['int8'])}")
 
 
-def _runner(path: Path, feed: Feed, threads: int) -> Callable[[], object]:
+def _runner(path: Path, feed: Feed, threads: int) -> Run:
     session = make_session(path, threads)
     return lambda: session.run(None, feed)
 
@@ -283,6 +314,9 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="the paper's sizes: gigabytes, and minutes a round")
     parser.add_argument("--parts", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--seconds", type=float, default=4.0, help="length of the utterance")
+    parser.add_argument(
+        "--precisions", choices=PRECISIONS, nargs="+", default=("fp32", "int8"), help="of the graphs of system"
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()

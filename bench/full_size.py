@@ -2,12 +2,13 @@
 
     python -m bench.full_size
     python -m bench.full_size --only wavlm
+    python -m bench.full_size --precision int8
 
-Each is built from its published configuration, exported in float32, loaded in ONNX Runtime, and compared with its network:
-every example alone (the shortest legal input, frame and bucket edges, one off them, the longest), then all but the longest
-in one padded batch. The ensemble is that of `recipes/medusa.toml`: all members, D = 1024, held to what a bundle is held to
-when it is written (`export.parity`). One part is in memory at a time, each in a process of its own: the peak is that of its
-process; the ensemble needs 16 GiB.
+Each is built from its published configuration, exported (in float32 if nothing else is said), loaded in ONNX Runtime, and
+compared with its network: every example alone (the shortest legal input, frame and bucket edges, one off them, the longest),
+then all but the longest in one padded batch. The ensemble is that of `recipes/medusa.toml`: all members, D = 1024. Limits are
+those of a bundle that is written (`export.parity`). One part is in memory at a time, each in a process of its own: the peak is
+that of its process; the ensemble needs 16 GiB.
 
 Exit status 1 if a difference is above its limit, or a part's process was killed.
 """
@@ -32,7 +33,9 @@ from transformers import AutoModel
 
 from export.cost import UTTERANCE_S, frame_sizes, graph_flops
 from export.encoders import weights_file, write_graph
+from export.parity import Limits
 from export.parity_graphs import ensemble_differences
+from export.precision import PRECISIONS, Precision, converted, kernel_of
 from export.references import TEXTS, Reference, SpeechReference, TextReference, WhisperReference, relative
 from export.shared_weights import WeightStore
 from export.to_onnx import export_ensemble
@@ -51,7 +54,6 @@ from model.spec import EnsembleSpec
 from model.text import TextTokenizer
 from train.config import load_recipe
 
-LIMIT: Final = 1e-5
 ENSEMBLE: Final = "ensemble"
 _RECIPE: Final = Path(__file__).parents[1] / "recipes" / "medusa.toml"
 _TEMPERATURE: Final = 0.05
@@ -119,8 +121,8 @@ ENCODERS: Final[dict[str, Callable[[str], Reference[Any]]]] = {
 }
 
 
-def measure(name: str, threads: int) -> bool:
-    """Exports and compares one encoder, prints its line; whether it is within the limit."""
+def measure(name: str, threads: int, precision: Precision) -> bool:
+    """Exports and compares one encoder, prints its line; whether it is within what a bundle is held to."""
     torch.manual_seed(0)
     torch.set_num_threads(threads)
     reference = ENCODERS[name](name)
@@ -129,7 +131,7 @@ def measure(name: str, threads: int) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.onnx"
         begun = time.perf_counter()
-        write_graph(reference.graph(), path)
+        write_graph(converted(reference.graph(), precision), path)
         exported = time.perf_counter() - begun
         gc.collect()
         size = sum(file.stat().st_size for file in (path, weights_file(path)) if file.exists())
@@ -145,11 +147,12 @@ def measure(name: str, threads: int) -> bool:
         f"{name:10} {size / 1e9:5.2f} GB  export {exported:6.1f} s  load {loaded:5.1f} s  compare {computed:6.1f} s  "
         f"relative L2 alone {alone:.2e}  in a batch {together:.2e}  peak {peak:5.2f} GiB"
     )
-    return max(alone, together) <= LIMIT
+    limits = Limits()
+    return max(alone, together) <= (limits.hidden if precision == "fp32" else limits.coarse_hidden[precision])
 
 
-def measure_ensemble(threads: int) -> bool:
-    """Exports and compares the ensemble, prints its line; whether it is within the limit."""
+def measure_ensemble(threads: int, precision: Precision) -> bool:
+    """Exports and compares the ensemble, prints its line; whether it is within what a bundle is held to."""
     torch.manual_seed(0)
     torch.set_num_threads(threads)
     checkpoint = full_ensemble()
@@ -157,7 +160,9 @@ def measure_ensemble(threads: int) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ensemble.onnx"
         begun = time.perf_counter()
-        WeightStore(path.parent).write_with_weights(export_ensemble(checkpoint.ensemble()), path.name)
+        graph = export_ensemble(checkpoint.ensemble(), kernel_of(precision))
+        WeightStore(path.parent).write_with_weights(converted(graph, precision), path.name)
+        del graph
         exported = time.perf_counter() - begun
         gc.collect()
         size = sum(file.stat().st_size for file in (path, weights_file(path)))
@@ -174,7 +179,9 @@ def measure_ensemble(threads: int) -> bool:
         f"{UTTERANCE_S:g} s  largest difference from the networks {found.network:.2e}, with padding {found.padding:.2e}, "
         f"in a batch {found.neighbours:.2e}  peak {peak:5.2f} GiB"
     )
-    return max(found.network, found.padding, found.neighbours) <= LIMIT
+    limits = Limits()
+    around = limits.posterior if precision == "fp32" else limits.coarse_invariance[precision]
+    return found.network <= limits.accepted(precision) and max(found.padding, found.neighbours) <= around
 
 
 def full_ensemble() -> Checkpoint:
@@ -196,14 +203,17 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=[*ENCODERS, ENSEMBLE], help="one part, in this process")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of every graph")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     if given.only:
         warnings.filterwarnings("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of operators that nobody uses here
-        held = measure_ensemble(given.threads) if given.only == ENSEMBLE else measure(given.only, given.threads)
+        how = given.threads, given.precision
+        held = measure_ensemble(*how) if given.only == ENSEMBLE else measure(given.only, *how)
         sys.exit(0 if held else 1)
-    command = [sys.executable, "-m", "bench.full_size", "--threads", str(given.threads), "--only"]
+    settings = ["--threads", str(given.threads), "--precision", given.precision]
+    command = [sys.executable, "-m", "bench.full_size", *settings, "--only"]
     statuses = [subprocess.run([*command, name], check=False).returncode for name in (*ENCODERS, ENSEMBLE)]
     sys.exit(1 if any(statuses) else 0)  # one that was killed has a negative status
 

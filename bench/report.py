@@ -174,23 +174,24 @@ def soak_part(documents: Sequence[Document]) -> str:
     """Memory over time."""
     figures, rows = [], []
     for document in documents:
-        hours, memory = settled(document.rows, "memory")
+        idle = document.facts["idle"]
+        hours, memory = settled(idle, "memory")
         per_hour, low, high = growth(hours, memory)
         begin, last = float(hours[0]), document.rows[-1]["at_s"] / 3600
         at_begin = float(np.median(memory - per_hour * (hours - begin)))
-        note = f"The line behind the warm-up grows by {per_hour:+.1f} [{low:+.1f}, {high:+.1f}] MiB an hour."
-        taken = [row["at_s"] / 3600 for row in document.rows], [row["memory"] for row in document.rows]
+        note = f"Between waves, behind the warm-up, it grows by {per_hour:+.1f} [{low:+.1f}, {high:+.1f}] MiB an hour."
+        samples = sorted((*document.rows, *idle), key=lambda row: float(row["at_s"]))
+        taken = [row["at_s"] / 3600 for row in samples], [row["memory"] for row in samples]
         plot = trend(*taken, (at_begin, per_hour), begin, "resident memory, MiB")
         calls = sum(document.facts["ended"].values())
         figures.append(figure(f"{calls} calls in {60 * last:.0f} minutes", note, plot))
-        for name in ("memory", "descriptors", "threads", "tasks"):
-            slope, least, most = growth(*settled(document.rows, name))
-            before, after = document.facts["before"][name], document.facts["after"][name]
-            middle = np.median(settled(document.rows, name)[1])
-            cells = [f"{figure_of:.1f}" for figure_of in (before, middle, after)]
+        for name in ("memory", "allocated", "descriptors", "threads", "tasks"):
+            slope, least, most = growth(*settled(idle, name))
+            loaded = np.median([row[name] for row in document.rows])
+            cells = [f"{value:.1f}" for value in (document.facts["before"][name], loaded, idle[-1][name])]
             rows.append([name, *cells, f"{slope:+.2f} [{least:+.2f}, {most:+.2f}]"])
-    names = ("", "idle before", "median", "idle after", "growth per hour")
-    note = "Calls that come and go, are hung up and cut off: what the daemon holds must not grow."
+    names = ("", "idle before", "median under load", "idle after", "growth of idle per hour")
+    note = "Calls that come and go in waves, are hung up and cut off: what the idle daemon holds between two must not grow."
     return _section("Soak", note, _panels(figures), _table("Memory in MiB, the others counted", names, rows))
 
 

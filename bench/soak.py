@@ -3,9 +3,11 @@
     python -m bench.soak --minutes 60 --streams 6
 
 Every stream is a call at the pace of speech that ends as calls do: closed by its client, hung up in the middle, or cut off
-while the daemon keeps it for a client that never comes back; then another begins. Samples are taken every quarter of a minute.
-Growth is the slope of a straight line (Theil and Sen) through those behind the warm-up; its 95 % interval comes from a
-bootstrap over successive parts of them. Before and after are counts of the idle daemon.
+while the daemon keeps it for a client that never comes back; then another begins. Calls come in waves: between two, all are
+hung up, and what the idle daemon holds is noted, once it has handed back what malloc kept free. Samples under load, every
+quarter of a minute, swing by what the models compute at that moment; growth is therefore the slope of a straight line (Theil
+and Sen) through the idle ones behind the warm-up, with the 95 % interval of a bootstrap over successive parts of them.
+"allocated" is what malloc has given out and not got back.
 """
 
 import argparse
@@ -15,9 +17,9 @@ import re
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from itertools import combinations
+from itertools import combinations, count
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import uvloop
 
-from bench.document import Row, add_json, made, write
+from bench.document import Document, Row, add_json, made, write
 from bench.speech import speaker, utterances
 from bench.under_test import UnderTest, daemon_under_test
 from daemon.client import paced, stream
@@ -36,14 +38,17 @@ _PARTS: Final = 10
 _RESAMPLES: Final = 1000
 _WARM_UP: Final = 0.25
 _SETTLED_S: Final = 5.0
+_TRIMMED_S: Final = 65.0
+"""A daemon hands free memory back once a minute."""
 Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a daemon holds at a moment: resident memory (MiB), open descriptors, threads, tasks, streams."""
+    """What a daemon holds at a moment: resident memory and what malloc gave out (MiB), descriptors, threads, tasks, streams."""
 
     memory: float
+    allocated: float
     descriptors: float
     threads: float
     tasks: float
@@ -56,12 +61,12 @@ def taken(daemon: UnderTest) -> Sample:
     status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
     with urllib.request.urlopen(daemon.url.replace("ws://", "http://").partition("/v1")[0] + "/metrics") as answer:
         page = answer.read().decode()
-    tasks, streams = (re.search(rf"^medusa_{name} (\S+)", page, re.MULTILINE) for name in ("tasks", "streams"))
-    assert tasks is not None
-    assert streams is not None
+    told = dict(re.findall(r"^medusa_(tasks|streams|allocated_bytes) (\S+)", page, re.MULTILINE))
+    allocated = float(told.get("allocated_bytes", "nan")) / 2**20
     descriptors = len(list((proc / "fd").iterdir()))
     memory = int(status["VmRSS"].split()[0]) / 1024
-    return Sample(memory, descriptors, int(status["Threads"]), float(tasks[1]), float(streams[1]))
+    threads, tasks, streams = float(status["Threads"]), float(told["tasks"]), float(told["streams"])
+    return Sample(memory, allocated, descriptors, threads, tasks, streams)
 
 
 def slope(hours: Values, values: Values) -> float:
@@ -103,40 +108,78 @@ async def _calls(daemon: UnderTest, voices: list[Samples], seed: int, ended: "Co
         ended[await _call(daemon, voices, rng)] += 1
 
 
-async def _samples(daemon: UnderTest, seconds: float) -> AsyncIterator[tuple[float, Sample]]:
-    begun = time.monotonic()
-    while (at := time.monotonic() - begun) < seconds:
-        yield at, await asyncio.to_thread(taken, daemon)
-        await asyncio.sleep(_EVERY_S)
+class _Soak:
+    """Waves of calls on one daemon, and what it holds meanwhile.
 
+    Args:
+        daemon: that takes the calls.
+        streams: calls at a time.
 
-async def _idle(daemon: UnderTest, window_s: float) -> Sample:
-    await asyncio.sleep(window_s)
-    while (found := await asyncio.to_thread(taken, daemon)).streams:  # noqa: ASYNC110  # another process
-        await asyncio.sleep(1)
-    return found
+    Attributes:
+        rows: samples under load.
+        idle: samples between waves.
+        ended: calls by how they ended.
+    """
 
+    def __init__(self, daemon: UnderTest, streams: int) -> None:
+        self._daemon, self._streams, self._voices = daemon, streams, utterances()
+        self._begun, self._seeds = time.monotonic(), count()
+        self.rows: list[Row] = []
+        self.idle: list[Row] = []
+        self.ended: Counter[str] = Counter()
 
-async def _main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=60.0, help="how long calls come")
-    parser.add_argument("--streams", type=int, default=6, help="calls at a time")
-    add_json(parser)
-    options = parser.parse_args()
-    voices, ended = utterances(), Counter[str]()
-    async with daemon_under_test("MEDUSA_LIMITS__RESUME_WINDOW_S=5") as daemon:
-        before = await _idle(daemon, _SETTLED_S)
-        calls = [asyncio.create_task(_calls(daemon, voices, seed, ended)) for seed in range(options.streams)]
-        rows = [{"at_s": at, **asdict(sample)} async for at, sample in _samples(daemon, options.minutes * 60)]
+    @property
+    def passed_s(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self._begun
+
+    async def wave(self, seconds: float) -> None:
+        """Calls for so long, then a pause."""
+        calls = [
+            asyncio.create_task(_calls(self._daemon, self._voices, next(self._seeds), self.ended))
+            for _ in range(self._streams)
+        ]
+        end = self.passed_s + seconds
+        while (left := end - self.passed_s) > 0:
+            self.rows.append(await self._sample())
+            await asyncio.sleep(min(_EVERY_S, left))
         for call in calls:
             call.cancel()
         for outcome in await asyncio.gather(*calls, return_exceptions=True):
             if isinstance(outcome, Exception):
                 raise outcome
-        after = await _idle(daemon, 3 * _SETTLED_S)
-    _print(rows, before, after, ended)
-    facts = {"streams": options.streams, "ended": dict(ended), "before": asdict(before), "after": asdict(after)}
-    write(options.json, made("soak", rows, **facts))
+        await settle(self._daemon, _TRIMMED_S)
+        self.idle.append(await self._sample())
+
+    async def _sample(self) -> Row:
+        return {"at_s": self.passed_s, **asdict(await asyncio.to_thread(taken, self._daemon))}
+
+
+async def settle(daemon: UnderTest, window_s: float) -> None:
+    """Waits until no stream is left, and so long behind that."""
+    while (await asyncio.to_thread(taken, daemon)).streams:  # noqa: ASYNC110  # another process
+        await asyncio.sleep(1)
+    await asyncio.sleep(window_s)
+
+
+async def _main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60.0, help="how long waves begin")
+    parser.add_argument("--streams", type=int, default=6, help="calls at a time")
+    parser.add_argument(
+        "--wave", type=float, default=150.0, metavar="SECONDS", help="how long calls come until a pause"
+    )
+    add_json(parser)
+    options = parser.parse_args()
+    async with daemon_under_test("MEDUSA_LIMITS__RESUME_WINDOW_S=5") as daemon:
+        await settle(daemon, _SETTLED_S)
+        before, soak = taken(daemon), _Soak(daemon, options.streams)
+        while soak.passed_s < options.minutes * 60:
+            await soak.wave(options.wave)
+    facts = {"streams": options.streams, "ended": dict(soak.ended), "before": asdict(before), "idle": soak.idle}
+    document = made("soak", soak.rows, **facts)
+    _print(document)
+    write(options.json, document)
 
 
 def settled(rows: Sequence[Row], field: str) -> tuple[Values, Values]:
@@ -145,17 +188,18 @@ def settled(rows: Sequence[Row], field: str) -> tuple[Values, Values]:
     return np.array([row["at_s"] / 3600 for row in kept]), np.array([float(row[field]) for row in kept])
 
 
-def _print(rows: Sequence[Row], before: Sample, after: Sample, ended: "Counter[str]") -> None:
-    hours, _ = settled(rows, "memory")
-    print(f"{ended.total()} calls: " + ", ".join(f"{count} {how}" for how, count in ended.items()))  # noqa: T201  # a program
-    print(f"{len(hours)} samples over {hours[-1] - hours[0]:.2f} h, after a warm-up of {hours[0]:.2f} h")  # noqa: T201
-    for field in fields(Sample):
-        _, values = settled(rows, field.name)
-        found, low, high = growth(hours, values)
+def _print(document: Document) -> None:
+    ended, idle = document.facts["ended"], document.facts["idle"]
+    hours, _ = settled(idle, "memory")
+    print(f"{sum(ended.values())} calls: " + ", ".join(f"{many} {how}" for how, many in ended.items()))  # noqa: T201  # a program
+    print(f"{len(hours)} pauses over {hours[-1] - hours[0]:.2f} h, after a warm-up of {hours[0]:.2f} h")  # noqa: T201
+    for name in (field.name for field in fields(Sample)):
+        loaded = [row[name] for row in document.rows]
+        found, low, high = growth(*settled(idle, name))
         print(  # noqa: T201
-            f"{field.name:12} idle before {getattr(before, field.name):7.1f}, median {np.median(values):7.1f}, "
-            f"most {values.max():7.1f}, idle after {getattr(after, field.name):7.1f}, "
-            f"growth per hour {found:+.2f} [{low:+.2f}, {high:+.2f}]"
+            f"{name:12} idle before {document.facts['before'][name]:7.1f}, median under load {np.median(loaded):7.1f}, "
+            f"most {max(loaded):7.1f}, idle after {idle[-1][name]:7.1f}, "
+            f"growth of idle per hour {found:+.2f} [{low:+.2f}, {high:+.2f}]"
         )
 
 

@@ -4,6 +4,7 @@
     python -m bench.streams --streams 10 --door native twilio whip
     python -m bench.streams --streams 10 20 40 --server daemon fleet
     python -m bench.streams --streams 1 2 4 8 16 20 --server daemon naive per-client
+    python -m bench.streams --streams 4 8 12 16 20 24 --server daemon fleet --cores-each 0.3
 
 Every stream speaks 40 % of the time (utterances of the demo call with silence between them) and begins at its own moment.
 The programs that send share the machine with the daemon, so the figures are a lower bound. The doors are those of
@@ -22,14 +23,16 @@ failed       calls that ended before their audio did
 Processor time and memory are those of the processes under test, without Redis: the peak is that since the streams began, and
 per stream counts what it lies above the idle processes. "fleet" is two gateways, to which the streams are dealt out in turn,
 and three workers. Other servers are those of `bench.baselines`, which have the native door alone; the first number of streams
-that one does not hold is its last. A run is held if nothing is missing and p95 of the wait lies below 500 ms.
+that one does not hold is its last. With --cores-each no process gets more of the processors than that, as if each had a small
+machine to itself: what more machines are worth cannot be seen where all of them share one. A run is held if nothing is missing
+and p95 of the wait lies below 500 ms.
 """
 
 import argparse
 import asyncio
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -37,9 +40,19 @@ import uvloop
 
 from bench.document import Row, add_json, made, write
 from bench.entries import Bounds, Entry, Tally, ended_entries, finals_of, tally, wanted_of
+from bench.quota import limited
 from bench.senders import DOORS, Heard, native, through_telephone, twilio, twilio_frames
 from bench.speech import speaker, utterances
-from bench.under_test import BASELINES, UnderTest, Usage, daemon_under_test, fleet_under_test, interval, told
+from bench.under_test import (
+    BASELINES,
+    CLIENTS,
+    UnderTest,
+    Usage,
+    daemon_under_test,
+    fleet_under_test,
+    interval,
+    told,
+)
 from bench.whip import Job, whip_callers
 from model.audio import Samples
 
@@ -48,7 +61,8 @@ _SOON_MS = 50.0
 _PATIENCE_S = 60.0
 _PERCENTILES = (50, 95, 99)
 
-Servers = Callable[[], AbstractAsyncContextManager[UnderTest]]
+Servers = Callable[..., AbstractAsyncContextManager[UnderTest]]
+"""Takes settings of the environment."""
 Sent = Callable[[], Awaitable[list[Heard]]]
 
 SERVERS: dict[str, Servers] = {
@@ -68,6 +82,7 @@ class Load:
         streams: at the same time.
         seconds: of audio, each.
         interim_ms: distance of interim results.
+        cores_each: that a process of the server may use; None leaves it all there is.
     """
 
     server: str
@@ -75,6 +90,7 @@ class Load:
     streams: int
     seconds: float
     interim_ms: int
+    cores_each: float | None = None
 
     @property
     def calls(self) -> list[str]:
@@ -157,10 +173,12 @@ def line_of(row: Row) -> str:
 async def _measured(load: Load) -> Row:
     voices = utterances()
     audio = [speaker(voices, load.seconds, seed) for seed in range(load.streams)]
-    async with SERVERS[load.server]() as under_test, _senders(load, under_test, audio) as send:
-        usage = Usage(under_test)
-        heard = await send()
-        used = usage.taken(load.streams)
+    settings = [f"{CLIENTS}={load.streams}"] if load.server in BASELINES else []
+    async with SERVERS[load.server](*settings) as under_test, _senders(load, under_test, audio) as send:
+        with limited(under_test.pids, load.cores_each) if load.cores_each else nullcontext():
+            usage = Usage(under_test)
+            heard = await send()
+            used = usage.taken(load.streams)
         found = await ended_entries(under_test.redis, [one.call for one in heard if not one.failed], _PATIENCE_S)
     # What should be there is found afterwards: it is work that the streams would have felt.
     return row_of(load, heard, found, [wanted_at(load.door, one) for one in audio]) | used
@@ -181,6 +199,7 @@ def arguments_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--door", dest="doors", nargs="+", choices=DOORS, default=["native"], help="how they come in")
     parser.add_argument("--interim-ms", type=int, default=1000, help="distance of interim results, 0 for none")
+    parser.add_argument("--cores-each", type=float, help="that each process of the server may use; it takes root")
     add_json(parser)
     options = parser.parse_args(arguments)
     if (others := set(options.servers) & set(BASELINES)) and set(options.doors) != {"native"}:
@@ -195,7 +214,8 @@ async def _main() -> None:
         for door in options.doors:
             held[server, door] = 0
             for count in options.streams:
-                row = await _measured(Load(server, door, count, options.seconds, options.interim_ms))
+                load = Load(server, door, count, options.seconds, options.interim_ms, options.cores_each)
+                row = await _measured(load)
                 rows.append(row)
                 print(line_of(row), flush=True)  # noqa: T201  # a program
                 if not row["held"]:

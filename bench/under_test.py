@@ -20,6 +20,8 @@ from daemon.embedded import EmbeddedRedis
 DAEMON = ("daemon", "serve")
 BASELINES = ("naive", "per-client")
 """Servers of `bench.baselines`; named here, for it takes torch to import that."""
+CLIENTS = "BENCH_CLIENTS"
+"""In a baseline's environment: how many clients will come."""
 GATEWAYS = 2
 WORKERS = 3
 _START_S = 180.0

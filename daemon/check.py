@@ -200,8 +200,13 @@ def _operations(bundle: Bundle) -> str:
     }
     if not counted:
         return "not counted by this bundle"
-    parts = ", ".join(f"{name} {_short(flops)}FLOP" for name, flops in counted.items())
-    return f"{_short(sum(counted.values()))}FLOP for an utterance of {_SAMPLE_S} s ({parts})"
+    took = {name: bundle.manifest.costs[name].get("cpu_ms") for name in counted}
+    parts = ", ".join(
+        f"{name} {_short(flops)}FLOP" + (f" in {took[name]:.3g} ms" if took[name] is not None else "")
+        for name, flops in counted.items()
+    )
+    where = "; milliseconds on one core of the machine that wrote it" if any(took.values()) else ""
+    return f"{_short(sum(counted.values()))}FLOP for an utterance of {_SAMPLE_S} s ({parts}){where}"
 
 
 def _precisions(bundle: Bundle, device: str) -> str:

@@ -24,6 +24,12 @@ async def vitals(metrics: Metrics) -> AsyncIterator[None]:
     """Tells `metrics` how the process is, until the block ends."""
     ProcessCollector(registry=metrics.registry)
     metrics.watch("medusa_tasks", "Tasks of the event loop", lambda: len(asyncio.all_tasks()))
+    if memory.allocated() is not None:
+        metrics.watch(
+            "medusa_allocated_bytes",
+            "Memory that malloc has given out and not got back",
+            lambda: memory.allocated() or 0,
+        )
     lag = Histogram(
         "medusa_event_loop_lag_seconds",
         "How late the event loop comes to what is due",

@@ -14,7 +14,7 @@ from export.cost import component_costs
 from export.encoders import write_graph
 from export.errors import DestinationError
 from export.parity import Figure, Limits, check, encoder_figure, measure
-from export.precision import ENSEMBLE_COMPONENT, Precision, Precisions, converted
+from export.precision import ENSEMBLE_COMPONENT, Precision, Precisions, converted, kernel_of
 from export.references import reference_of
 from export.shared_weights import WeightStore
 from export.to_onnx import OPSET, export_ensemble, export_member, export_meta
@@ -93,7 +93,6 @@ def _write_graphs(
     checkpoint: Checkpoint, precisions: Mapping[str, Precision], folder: Path, progress: Progress, limits: Limits
 ) -> list[Figure]:
     """Writes every graph and tokenizer; measures the encoders' float32 graphs, which may not stay."""
-    encoders = {encoder.name: encoder for encoder in checkpoint.spec.encoders}
     total = len(checkpoint.members) + len(checkpoint.fallbacks) + 3
     for name in ("encoders", "members", "tokenizers"):
         (folder / name).mkdir()
@@ -101,15 +100,17 @@ def _write_graphs(
     progress("export", 1, total)
     store = WeightStore(folder)
     for done, member in enumerate(checkpoint.members, 2):
-        graph = converted(export_member(member, encoders), precisions[f"member {member.spec.name}"])
+        precision = precisions[f"member {member.spec.name}"]
+        graph = converted(export_member(member, kernel_of(precision)), precision)
         store.write_with_weights(graph, f"members/{member.spec.name}.onnx")
         progress("export", done, total)
     onnx.save(export_meta(checkpoint.meta, len(checkpoint.members)), folder / "meta.onnx")
     progress("export", len(checkpoint.members) + 2, total)
+    precision = precisions[ENSEMBLE_COMPONENT]
     parts = {ENSEMBLE: checkpoint}
     parts |= {fallback_file(n): checkpoint.fallback(n) for n in range(1, len(checkpoint.fallbacks) + 1)}
     for file, part in parts.items():
-        store.write(converted(export_ensemble(part.ensemble()), precisions[ENSEMBLE_COMPONENT]), file)
+        store.write(converted(export_ensemble(part.ensemble(), kernel_of(precision)), precision), file)
     progress("export", total, total)
     return figures
 

@@ -1,28 +1,33 @@
-"""What one utterance costs in each component: floating-point operations, parameters, bytes on disk.
+"""What one utterance costs in each component: floating-point operations, milliseconds, parameters, bytes on disk.
 
 A multiply-add counts as two operations. Matrix products, convolutions and attention are counted, on shapes that follow from
 the graphs themselves (onnxruntime's shape inference), or, where shapes depend on values, on those of a run; norms, activations
-and sums are not: they are a few per cent.
+and sums are not: they are a few per cent. Milliseconds are the median of a few runs on one core of the machine that writes the
+bundle: they compare components, not machines.
 
-A graph that takes no utterance so long has no count; an encoder that CTranslate2 or numpy runs has no graph.
+A graph that takes no utterance so long has neither; an encoder that CTranslate2 or numpy runs has no graph.
 """
 
 import json
 import math
+import statistics
 import tempfile
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 from torch import Tensor
 
+from export.to_onnx import META_INPUT
 from model.audio import MEL_HOP, SAMPLE_RATE_HZ, WHISPER_HOP, bucket_length
 from model.bundle import (
     ENSEMBLE,
@@ -38,6 +43,8 @@ from model.bundle import (
 from model.features import FUNCTIONALS_STEPS
 from model.network.checkpoint import Checkpoint
 from model.network.member import Member
+from model.network.metaclassifier import WIDTH
+from model.onnx_session import CPU, make_session
 from model.spec import EncoderSpec
 
 UTTERANCE_S: Final = 4.0
@@ -51,7 +58,10 @@ Costs = dict[str, dict[str, float]]
 
 _PRODUCTS: Final = {"MatMul", "FusedMatMul", "MatMulInteger", "Gemm"}
 _CONVOLUTIONS: Final = {"Conv", "ConvInteger"}
+_ATTENTION: Final = {"MultiHeadAttention"}
+_COUNTED: Final = _PRODUCTS | _CONVOLUTIONS | _ATTENTION
 _NO_COUNT: Final = -1
+_RUNS: Final = 5
 
 
 def component_costs(checkpoint: Checkpoint, folder: Path, seconds: float = UTTERANCE_S) -> Costs:
@@ -65,8 +75,8 @@ def component_costs(checkpoint: Checkpoint, folder: Path, seconds: float = UTTER
         seconds: length of the one utterance that is counted.
 
     Returns:
-        "flops" is missing where a graph cannot be counted. The bytes of the ensemble are those of its own file:
-        its weights lie beside the members' graphs.
+        "flops" and "cpu_ms" are missing where a graph cannot be counted and run. The bytes of the ensemble are those of
+        its own file: its weights lie beside the members' graphs.
     """
     spec = checkpoint.spec
     frames = {encoder.name: encoder for encoder in inputs_of(spec)}
@@ -80,7 +90,7 @@ def component_costs(checkpoint: Checkpoint, folder: Path, seconds: float = UTTER
     for member, count in zip(checkpoint.members, parameters, strict=True):
         sizes = frame_sizes([frames[name] for name in member.spec.modalities], seconds)
         costs[f"member {member.spec.name}"] = _cost(folder / "members" / f"{member.spec.name}.onnx", sizes, count)
-    costs["meta-classifier"] = _cost(folder / "meta.onnx", {}, meta)
+    costs["meta-classifier"] = _cost(folder / "meta.onnx", {META_INPUT: [1, WIDTH * len(parameters)]}, meta)
     costs["ensemble"] = _cost(folder / ENSEMBLE, frame_sizes(frames.values(), seconds), sum(parameters) + meta)
     for number in range(1, len(checkpoint.fallbacks) + 1):
         smaller = checkpoint.fallback(number)
@@ -114,7 +124,7 @@ def graph_flops(model: onnx.ModelProto, sizes: Mapping[str, list[int]]) -> int:
         shapes = _shapes(SymbolicShapeInference.infer_shapes(bound, auto_merge=True))
     except Exception as error:  # its failures have no class of their own, from assertions to key errors
         raise ValueError(f"no shapes follow from inputs of {dict(sizes)}: {error!r}") from error
-    return sum(_node_flops(node, shapes) for node in bound.graph.node if node.op_type in _PRODUCTS | _CONVOLUTIONS)
+    return sum(_node_flops(node, shapes) for node in bound.graph.node if node.op_type in _COUNTED)
 
 
 def run_flops(path: Path, sizes: Mapping[str, list[int]]) -> int:
@@ -129,16 +139,49 @@ def run_flops(path: Path, sizes: Mapping[str, list[int]]) -> int:
     options.add_session_config_entry("session.disable_prepacking", "1")  # what is packed has no shape in the profile
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = f"{folder}/run"
-        try:
-            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            kinds = {"tensor(float)": np.float32, "tensor(bool)": np.bool_, "tensor(int64)": np.int64}
-            session.run(None, {i.name: np.ones(sizes[i.name], kinds[i.type]) for i in session.get_inputs()})
-        except Exception as error:  # onnxruntime's failures share no class
-            raise ValueError(f"no run on inputs of {dict(sizes)}: {error}") from error
+        with _taking(sizes):
+            session = onnxruntime.InferenceSession(path, options, providers=[CPU])
+            session.run(None, _ones(session, sizes))
         nodes = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    return sum(
-        _told_flops(node["args"]) for node in nodes if node.get("args", {}).get("op_name") in _PRODUCTS | _CONVOLUTIONS
-    )
+    return sum(_told_flops(node["args"]) for node in nodes if node.get("args", {}).get("op_name") in _COUNTED)
+
+
+def run_ms(path: Path, sizes: Mapping[str, list[int]]) -> float:
+    """Milliseconds of one run on inputs of these sizes, on one core.
+
+    Raises:
+        ValueError: if the graph takes none such.
+    """
+    took = []
+    with _taking(sizes):
+        session = make_session(path, 1)
+        feed = _ones(session, sizes)
+        session.run(None, feed)  # the first one allocates
+        for _ in range(_RUNS):
+            begun = time.perf_counter()
+            session.run(None, feed)
+            took.append(1e3 * (time.perf_counter() - begun))
+    return statistics.median(took)
+
+
+@contextmanager
+def _taking(sizes: Mapping[str, list[int]]) -> Iterator[None]:
+    """One error for all that may be wrong with a graph and inputs of these sizes: onnxruntime's failures share no class."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"no run on inputs of {dict(sizes)}: {error}") from error
+
+
+def _ones(session: onnxruntime.InferenceSession, sizes: Mapping[str, list[int]]) -> dict[str, npt.NDArray[Any]]:
+    """Inputs of these sizes, all ones; 0 stands for the size that the graph itself says."""
+    kinds = {"tensor(float)": np.float32, "tensor(bool)": np.bool_, "tensor(int64)": np.int64}
+    return {
+        item.name: np.ones(
+            [size or known for known, size in zip(item.shape, sizes[item.name], strict=True)], kinds[item.type]
+        )
+        for item in session.get_inputs()
+    }
 
 
 def _told_flops(told: Mapping[str, Any]) -> int:
@@ -147,9 +190,7 @@ def _told_flops(told: Mapping[str, Any]) -> int:
         [next(iter(tensor.values())) for tensor in told[f"{side}_type_shape"]][:count]
         for side, count in (("input", 2), ("output", 1))
     )
-    if told["op_name"] in _CONVOLUTIONS:
-        return int(2 * math.prod(out) * math.prod(second[1:]))
-    return int(2 * math.prod(out) * first[-1])
+    return _flops(told["op_name"], first, second, out)
 
 
 def frame_sizes(encoders: Iterable[EncoderSpec], seconds: float) -> Sizes:
@@ -168,10 +209,18 @@ def _node_flops(node: onnx.NodeProto, shapes: Mapping[str, list[int]]) -> int:
         raise ValueError(
             f"the shapes of {node.op_type} {node.name or node.output[0]} depend on values: {first}, {second}"
         )
-    if node.op_type in _CONVOLUTIONS:
+    if any(attribute.name == "transA" and attribute.i for attribute in node.attribute):
+        first = [*first[:-2], first[-1], first[-2]]
+    return _flops(node.op_type, first, second, out)
+
+
+def _flops(kind: str, first: Sequence[int], second: Sequence[int], out: Sequence[int]) -> int:
+    """Operations of one node from the sizes of its first two inputs and its output."""
+    if kind in _CONVOLUTIONS:
         return 2 * math.prod(out) * math.prod(second[1:])
-    swapped = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
-    return 2 * math.prod(out) * first[-2 if swapped else -1]
+    if kind in _ATTENTION:  # scores of queries [B, T, D] and keys [B, K, D], then their sums of values
+        return 2 * second[1] * (math.prod(first) + math.prod(out))
+    return 2 * math.prod(out) * first[-1]
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
@@ -194,7 +243,10 @@ def _cost(path: Path, sizes: Mapping[str, list[int]], parameters: int | None = N
     }
     for flops in (partial(graph_flops, model), partial(run_flops, path)):
         with suppress(ValueError):
-            return {"flops": flops(sizes), **found}
+            found = {"flops": flops(sizes), **found}
+            break
+    with suppress(ValueError):
+        found["cpu_ms"] = run_ms(path, sizes)
     return found
 
 

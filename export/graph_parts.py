@@ -99,7 +99,8 @@ def _element_types(model: onnx.ModelProto) -> dict[str, int]:
     small = [tensor for tensor in graph.initializer if _count(tensor.dims) <= _SHAPE_SIZED]
     large = [tensor for tensor in graph.initializer if _count(tensor.dims) > _SHAPE_SIZED]
     inputs = [onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims) for tensor in large]
-    bare = onnx.helper.make_graph(graph.node, "types", [*graph.input, *inputs], graph.output, small)
+    ends = ([*graph.input, *inputs], graph.output)
+    bare = onnx.helper.make_graph(graph.node, "types", *ends, small, value_info=graph.value_info)
     copy = onnx.helper.make_model(bare, opset_imports=model.opset_import, ir_version=model.ir_version)
     known = onnx.shape_inference.infer_shapes(copy).graph
     values = (*known.value_info, *known.input, *known.output)

@@ -9,6 +9,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+CONTRIBUTED: Final = "com.microsoft"
+"""The operators that ONNX Runtime adds to ONNX's own."""
+CONTRIBUTED_VERSION: Final = 1
 _IR_VERSION: Final = 10
 """Of the file format: what torch's exporter writes."""
 
@@ -34,9 +37,11 @@ class GraphWriter:
         self._graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """Adds a node with one output and names it."""
+        """Adds a node with one output and names it; `domain` is `CONTRIBUTED` for an operator that is not ONNX's own."""
         name = f"{kind.lower()}_{len(self._graph.node)}"
         self._graph.node.append(helper.make_node(kind, inputs, [name], **attributes))
+        if "domain" in attributes:  # ONNX does not know its type
+            self._graph.value_info.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
         return name
 
     def split(self, tensor: str, sizes: Sequence[int], axis: int) -> list[str]:
@@ -75,5 +80,7 @@ class GraphWriter:
         """The graph, once it is complete; nothing can be added behind it."""
         self._graph.name = name
         del self._model.opset_import[:]
+        domains = {node.domain for node in self._graph.node if node.domain}
         self._model.opset_import.append(helper.make_opsetid("", opset))
+        self._model.opset_import.extend(helper.make_opsetid(domain, CONTRIBUTED_VERSION) for domain in domains)
         return self._model

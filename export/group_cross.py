@@ -10,7 +10,8 @@ from typing import cast
 import torch
 
 from export.graph_writer import GraphWriter
-from export.group_layers import GroupLayers, Mask, Named, parts
+from export.group_attention import Mask
+from export.group_layers import GroupLayers, Named, parts
 from model.network.cross_fusion import CrossFusion
 from model.network.eaaf import LARGEST_SCORE, QUIET, FreeGates
 from model.network.enc import MASKED_SCORE

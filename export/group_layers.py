@@ -4,7 +4,6 @@ Shapes: B = batch, T = steps, K = steps that are attended to, D = width of a mem
 group, H = heads. Rows of a group are flat: `[G, B T, D]`.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -14,26 +13,10 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from export.graph_writer import GraphWriter
+from export.group_attention import GroupAttention, Kernel, Mask, Sizes
 from model.network.cross_attention import CrossLayer
 from model.network.enc import MASKED_SCORE, Enc, TransformerLayer
 from model.network.vga import AXES, NEAREST, VadGuide
-
-
-@dataclass(frozen=True, slots=True)
-class Mask:
-    """What a group needs of a mask `[B, T]`: names of tensors.
-
-    Attributes:
-        kept: `bool [B, T]`.
-        shape: B and T.
-        bias: of the scores of keys `[B, 1, 1, T]`.
-        share: of each step in the mean `[B, 1, T]`.
-    """
-
-    kept: str
-    shape: str
-    bias: str
-    share: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +40,16 @@ class Encoded:
 
 
 class GroupLayers:
-    """Writes layers into a graph."""
+    """Writes layers into a graph.
 
-    def __init__(self, graph: GraphWriter) -> None:
+    Args:
+        graph: the graph.
+        kernel: of attention.
+    """
+
+    def __init__(self, graph: GraphWriter, kernel: Kernel) -> None:
         self._graph = graph
+        self._attention = GroupAttention(graph, kernel)
         self._masks: dict[str, Mask] = {}
         self._present: dict[str, str] = {}
 
@@ -74,7 +63,8 @@ class GroupLayers:
             self._masks[kept] = Mask(
                 kept,
                 shape=op("Shape", kept),
-                bias=op("Unsqueeze", padded, ints(1, 2)),
+                steps=op("Shape", kept, start=1),
+                bias=padded,
                 share=op("Unsqueeze", op("Div", weight, total), ints(1)),
             )
         return self._masks[kept]
@@ -139,47 +129,26 @@ class GroupLayers:
 
     def _attend(self, qkv: str, layers: Sequence[Named], mask: Mask, guide: str | None) -> str:
         """Attention of `[G, B T, 3 D]`, each network for itself."""
-        op, ints, first = self._graph.op, self._graph.ints, cast("TransformerLayer", layers[0].module)
-        dim, heads = first.attention_out.in_features, first.heads
-        shape = self._graph.joined(ints(len(layers)), mask.shape, ints(3 * heads, dim // heads))
-        apart = op("Transpose", op("Reshape", qkv, shape), perm=[0, 1, 3, 2, 4])  # [G, B, 3 H, T, D / H]
-        q, k, v = self._graph.split(apart, [heads] * 3, axis=2)
-        return self._softmax_of(q, k, v, mask, guide, (len(layers), dim, heads))
-
-    def _softmax_of(self, q: str, k: str, v: str, mask: Mask, guide: str | None, sizes: tuple[int, int, int]) -> str:
-        """softmax(Q K^T / sqrt(d_k) + guide) V of `[G, B, H, T, D / H]`, as `[G, B T, D]`; `sizes` are G, D and H."""
-        op, (group, dim, heads) = self._graph.op, sizes
-        scaled = op("Mul", q, self._graph.scalar(1.0 / math.sqrt(dim // heads)))
-        scores = op("Add", op("MatMul", scaled, op("Transpose", k, perm=[0, 1, 2, 4, 3])), mask.bias)
-        if guide is not None:
-            scores = op("Add", scores, guide)
-        attended = op("MatMul", op("Softmax", scores, axis=-1), v)
-        return op("Reshape", op("Transpose", attended, perm=[0, 1, 3, 2, 4]), self._graph.ints(group, -1, dim))
+        first = cast("TransformerLayer", layers[0].module)
+        sizes = Sizes(len(layers), first.heads, first.attention_out.in_features)
+        return self._attention(self._graph.split(qkv, [sizes.dim] * 3, axis=2), sizes, (mask, mask), guide)
 
     # Attention between modalities
 
     def cross(self, x: str, others: str, layers: Sequence[Named], mask: Mask, others_mask: Mask) -> str:
         """Layers of cross-attention: `[G, B T, D]`, `[G, B K, D]` -> `[G, B T, D]`."""
         op, ints, first = self._graph.op, self._graph.ints, cast("CrossLayer", layers[0].module)
-        group, dim = len(layers), first.q.in_features
+        sizes = Sizes(len(layers), first.heads, first.q.in_features)
         normal, heard = self._norm(x, parts(layers, "query_norm")), self._norm(others, parts(layers, "key_norm"))
-        q = self._in_heads(self.linear(normal, parts(layers, "q")), layers, mask)
-        k = self._in_heads(self._unbiased(heard, parts(layers, "k")), layers, others_mask)
-        v = self._in_heads(self.linear(heard, parts(layers, "v")), layers, others_mask)
+        q = self.linear(normal, parts(layers, "q"))
+        k, v = self._unbiased(heard, parts(layers, "k")), self.linear(heard, parts(layers, "v"))
         guide = None
         if first.guide is not None:
             guide = self._guide(normal, heard, parts(layers, "guide"), mask, others_mask)
-        attended = self._softmax_of(q, k, v, others_mask, guide, (group, dim, first.heads))
-        out = self.in_time(self.linear(attended, parts(layers, "attention_out")), group, mask, dim)
+        attended = self._attention((q, k, v), sizes, (mask, others_mask), guide)
+        out = self.in_time(self.linear(attended, parts(layers, "attention_out")), sizes.group, mask, sizes.dim)
         kept = op("Mul", out, op("Unsqueeze", self.present(others_mask), ints(2)))
-        return self._feed_forward(op("Add", x, self.flat(kept, group, dim)), layers)
-
-    def _in_heads(self, x: str, layers: Sequence[Named], mask: Mask) -> str:
-        """`[G, B T, D]` -> `[G, B, H, T, D / H]`."""
-        ints, first = self._graph.ints, cast("CrossLayer", layers[0].module)
-        heads = first.heads
-        shape = self._graph.joined(ints(len(layers)), mask.shape, ints(heads, first.q.in_features // heads))
-        return self._graph.op("Transpose", self._graph.op("Reshape", x, shape), perm=[0, 1, 3, 2, 4])
+        return self._feed_forward(op("Add", x, self.flat(kept, sizes.group, sizes.dim)), layers)
 
     def _guide(self, queries: str, keys: str, guides: Sequence[Named], mask: Mask, keys_mask: Mask) -> str:
         """lambda M of `[G, B T, D]` and `[G, B K, D]`: `[G, B, 1, T, K]`."""

@@ -28,8 +28,9 @@ from onnx import TensorProto
 from torch import Tensor
 
 from export.graph_writer import GraphWriter
+from export.group_attention import Kernel, Mask
 from export.group_cross import GroupCross
-from export.group_layers import Encoded, GroupLayers, Mask, Named, parts
+from export.group_layers import Encoded, GroupLayers, Named, parts
 from model.bundle import Shape, ensemble_outputs, inputs_of, mask_of
 from model.labels import ATTRIBUTE_RANGE, ATTRIBUTES, CLASSES
 from model.network.deepser import FrameStack
@@ -61,19 +62,19 @@ class _Legs:
     places: dict[int, tuple[int, int]]
 
 
-def member_graph(member: Member, outputs: tuple[str, str], opset: int) -> onnx.ModelProto:
+def member_graph(member: Member, outputs: tuple[str, str], opset: int, kernel: Kernel) -> onnx.ModelProto:
     """One member: frames and masks of its modalities to logits `[B, 8]` and attributes `[B, 3]` in 1..7."""
-    builder = _Builder({_NETWORK: member})
+    builder = _Builder({_NETWORK: member}, kernel)
     builder.inputs(member.spec.modalities)
     logits, attributes = builder.member()
     builder.outputs({outputs[0]: (logits, (None, len(CLASSES))), outputs[1]: (attributes, (None, len(ATTRIBUTES)))})
     return builder.graph.model(member.spec.name, opset)
 
 
-def ensemble_graph(ensemble: Ensemble, opset: int) -> onnx.ModelProto:
+def ensemble_graph(ensemble: Ensemble, opset: int, kernel: Kernel) -> onnx.ModelProto:
     """Members, meta-classifier and calibration as one graph: what is served."""
     members = [cast("Member", member) for member in ensemble.members]
-    builder = _Builder({member.spec.name: member for member in members}, ensemble.spec.shared_by)
+    builder = _Builder({member.spec.name: member for member in members}, kernel, ensemble.spec.shared_by)
     builder.inputs([encoder.name for encoder in inputs_of(ensemble.spec)])
     found = builder.ensemble(ensemble)
     shapes = ensemble_outputs(ensemble.spec).items()
@@ -86,14 +87,15 @@ class _Builder:
 
     Args:
         members: by the name that their constants begin with.
+        kernel: of attention.
         shared_by: as `EnsembleSpec.shared_by`; without it, shares are not told.
     """
 
-    def __init__(self, members: Mapping[str, Member], shared_by: Sequence[str] = ()) -> None:
+    def __init__(self, members: Mapping[str, Member], kernel: Kernel, shared_by: Sequence[str] = ()) -> None:
         self._names, self._members = list(members), list(members.values())
         self._shared_by = shared_by
         self.graph = GraphWriter()
-        self._layers = GroupLayers(self.graph)
+        self._layers = GroupLayers(self.graph, kernel)
         self._crossing = GroupCross(self.graph, self._layers)
 
     def inputs(self, modalities: Sequence[str]) -> None:

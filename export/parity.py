@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from export.errors import ParityError
+from export.graph_writer import CONTRIBUTED, CONTRIBUTED_VERSION
 from export.parity_encoders import compare
 from export.parity_graphs import Differences, ensemble_differences, member_difference, meta_difference
 from export.parity_utterances import bundle_posteriors, example_utterances
@@ -184,7 +185,10 @@ def _facts(bundle: Bundle, parts: Iterable[Component]) -> list[Figure]:
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError):
             refused += 1
         opsets = {entry.domain: entry.version for entry in onnx.load(path, load_external_data=False).opset_import}
-        others += opsets != {"": bundle.manifest.opset}
+        others += opsets not in (
+            {"": bundle.manifest.opset},
+            {"": bundle.manifest.opset, CONTRIBUTED: CONTRIBUTED_VERSION},
+        )
     return [Figure(REFUSED, refused, 0), Figure(OTHER_OPSET, others, 0)]
 
 

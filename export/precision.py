@@ -15,6 +15,7 @@ from typing import Final, Literal, Self, get_args
 import onnx
 
 from export.errors import ExportError
+from export.group_attention import Kernel
 from export.half import compute_half
 from export.int8 import compute_int8
 from export.quantize import compact, store_half
@@ -92,6 +93,11 @@ class Precisions:
         found[META] = "fp32"
         found[ENSEMBLE_COMPONENT] = self.chosen.get("ensemble", everyone)
         return found
+
+
+def kernel_of(precision: Precision) -> Kernel:
+    """Of attention in a graph of this precision: 16 bits are for GPUs, and TensorRT fuses what it is given in parts."""
+    return "composed" if precision in ("fp16", "bf16") else "fused"
 
 
 def _refuse(wrong: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, get_args
 
 import numpy as np
 import onnx
@@ -21,6 +21,7 @@ from rich.table import Table
 
 from export.encoders import weights_file, write_graph
 from export.errors import DestinationError
+from export.group_attention import Kernel
 from export.parity import Limits
 from export.parity_encoders import graph_session
 from export.parity_graphs import Array, Item, feed, member_difference
@@ -32,8 +33,8 @@ from export.parity_utterances import (
     graph_posteriors,
     network_posteriors,
 )
-from export.precision import ENSEMBLE_COMPONENT, PRECISIONS, Precision, converted
-from export.references import reference_of, relative
+from export.precision import ENSEMBLE_COMPONENT, PRECISIONS, Precision, converted, kernel_of
+from export.references import Reference, reference_of, relative
 from export.to_onnx import export_ensemble, export_member
 from model.audio import MAX_UTTERANCE, MIN_UTTERANCE, pad_to
 from model.bundle import ENSEMBLE, fallback_file, graph_file, inputs_of
@@ -157,7 +158,7 @@ def _measured(checkpoint: Checkpoint, folder: Path, utterances: Sequence[Utteran
     for encoder in graphs:
         reference, exact_s, component = reference_of(encoder), 0.0, f"encoder {encoder.name}"
         heard = Heard(reference, utterances)
-        for version in _versions(reference.graph(), folder, graph_file(encoder)):
+        for version in _versions(partial(_encoder_graph, reference), folder, graph_file(encoder)):
             session = graph_session(version.path)
             found = heard.graph(session)
             took_s = _seconds([partial(reference.found, session, [item]) for item in heard.items[:_TIMED]])
@@ -173,13 +174,19 @@ def _measured(checkpoint: Checkpoint, folder: Path, utterances: Sequence[Utteran
         yield from _ensemble(component, part, file, folder, items, limits)
 
 
+def _encoder_graph(reference: Reference[Any], kernel: Kernel) -> onnx.ModelProto:
+    """An encoder's graph: there is one way to write its attention."""
+    del kernel
+    return reference.graph()
+
+
 def _ensemble(
     component: str, part: Checkpoint, file: str, folder: Path, items: Sequence[Item], limits: Limits
 ) -> Iterator[Row]:
     """The whole ensemble or a fallback, against its own networks."""
     expected, exact_s = network_posteriors(part, items), 0.0
     feeds = [feed(inputs_of(part.spec), [item]) for item in items[:_TIMED]]
-    for version in _versions(export_ensemble(part.ensemble()), folder, file):
+    for version in _versions(partial(export_ensemble, part.ensemble()), folder, file):
         session = graph_session(version.path)
         took_s = _seconds([partial(session.run, None, one) for one in feeds])
         exact_s = exact_s or took_s
@@ -197,10 +204,9 @@ def _row(
 
 def _members(checkpoint: Checkpoint, folder: Path, limits: Limits) -> Iterator[Row]:
     """All members as one row a precision: their sizes together, the largest loss."""
-    encoders = {encoder.name: encoder for encoder in checkpoint.spec.encoders}
     sizes, worst = dict.fromkeys(PRECISIONS, 0), dict.fromkeys(PRECISIONS, 0.0)
     for member in checkpoint.members:
-        for version in _versions(export_member(member, encoders), folder, f"members/{member.spec.name}.onnx"):
+        for version in _versions(partial(export_member, member), folder, f"members/{member.spec.name}.onnx"):
             difference = member_difference(checkpoint, member, version.path)
             sizes[version.precision] += version.size
             worst[version.precision] = float(np.maximum(worst[version.precision], difference))
@@ -219,16 +225,18 @@ class _Version:
         return sum(file.stat().st_size for file in (self.path, weights_file(self.path)) if file.exists())
 
 
-def _versions(graph: onnx.ModelProto, folder: Path, name: str) -> Iterator[_Version]:
+def _versions(graph: Callable[[Kernel], onnx.ModelProto], folder: Path, name: str) -> Iterator[_Version]:
     """The graph in every precision, float32 first; one is in memory at a time."""
-    exported = folder / "exported.onnx"
-    write_graph(graph, exported)
+    exported = {kernel: folder / f"{kernel}.onnx" for kernel in get_args(Kernel)}
     for precision in PRECISIONS:
-        path = folder / precision / name
-        write_graph(converted(onnx.load(exported), precision), path)
+        source, path = exported[kernel_of(precision)], folder / precision / name
+        if not source.exists():
+            write_graph(graph(kernel_of(precision)), source)
+        write_graph(converted(onnx.load(source), precision), path)
         yield _Version(precision, path)
-    exported.unlink()
-    weights_file(exported).unlink(missing_ok=True)
+    for source in exported.values():
+        source.unlink()
+        weights_file(source).unlink(missing_ok=True)
 
 
 def _seconds(calls: Sequence[Callable[[], object]]) -> float:

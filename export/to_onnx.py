@@ -7,7 +7,7 @@ Shapes: B = batch, F = frames (a multiple of the encoder's `stack`), M = members
 """
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from export.group_attention import Kernel
 from export.grouped import ensemble_graph, member_graph
 from model.network.member import Member
 from model.network.metaclassifier import WIDTH, Ensemble, MetaClassifier
-from model.spec import EncoderSpec
 
 OPSET: Final = 20
 """The first with Gelu as one node; every onnxruntime since 1.17 has it."""
@@ -40,14 +40,14 @@ class GraphInput:
     varies: dict[int, Dim]
 
 
-def export_ensemble(ensemble: Ensemble) -> onnx.ModelProto:
+def export_ensemble(ensemble: Ensemble, kernel: Kernel = "fused") -> onnx.ModelProto:
     """Members, meta-classifier and calibration as one graph, members of one shape grouped: what is served."""
-    return ensemble_graph(ensemble, OPSET)
+    return ensemble_graph(ensemble, OPSET, kernel)
 
 
-def export_member(member: Member, encoders: Mapping[str, EncoderSpec]) -> onnx.ModelProto:
+def export_member(member: Member, kernel: Kernel = "fused") -> onnx.ModelProto:
     """One member: frames and masks of its modalities to `logits [B, 8]` and `attributes [B, 3]`."""
-    return member_graph(member, MEMBER_OUTPUTS, OPSET)
+    return member_graph(member, MEMBER_OUTPUTS, OPSET, kernel)
 
 
 def export_meta(meta: MetaClassifier, members: int) -> onnx.ModelProto:

@@ -143,6 +143,12 @@ def test_costs_are_shown_where_they_were_counted(bundle: Path) -> None:
     assert rows(run("check", bundle))["operations"] == (
         "2.15 GFLOP for an utterance of 4 s (encoder text 1.25 GFLOP, ensemble 900 MFLOP)"
     )
+    costs["ensemble"]["cpu_ms"] = 12.34
+    write_manifest(bundle, replace(manifest, costs=costs))
+    assert rows(run("check", bundle))["operations"] == (
+        "2.15 GFLOP for an utterance of 4 s (encoder text 1.25 GFLOP, ensemble 900 MFLOP in 12.3 ms); "
+        "milliseconds on one core of the machine that wrote it"
+    )
     write_manifest(bundle, replace(manifest, costs={}))
     assert rows(run("check", bundle))["operations"] == "not counted by this bundle"
 

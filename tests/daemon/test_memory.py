@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from daemon.memory import share_arenas
+from daemon.memory import allocated, share_arenas
 
 PROGRAM = """
 import ctypes, re, sys, tempfile, threading
@@ -50,3 +50,17 @@ def test_threads_share_the_arenas_that_there_are() -> None:
 def test_where_there_is_no_such_option_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctypes.CDLL", lambda _: object())
     assert not share_arenas(2)
+
+
+def test_what_malloc_gave_out_is_told_and_what_it_got_back_is_not() -> None:
+    before = allocated()
+    if before is None:
+        pytest.skip("this system has no mallinfo2")
+    block = bytearray(64 << 20)
+    held = allocated()
+    del block
+    after = allocated()
+    assert held is not None
+    assert after is not None
+    assert held - before > 60 << 20
+    assert after - before < 4 << 20

@@ -17,7 +17,7 @@ from model.spec import EncoderSpec, MemberSpec
 from tests.model.tiny import tiny_bundle
 from tests.model.tiny_speech import tiny_speech
 
-STEPS, WIDTH, D, LAYERS, FF, CLASSES, ATTRIBUTES = 14, 12, 16, 1, 24, 8, 3
+STEPS, WIDTH, D, HEADS, LAYERS, FF, CLASSES, ATTRIBUTES = 14, 12, 16, 2, 1, 24, 8, 3
 
 
 def graph_of(
@@ -47,14 +47,16 @@ def test_a_convolution_by_hand() -> None:
 
 def test_attention_and_all_else_of_a_member_by_hand() -> None:
     encoder = EncoderSpec("text", "text-transformer", WIDTH, 1)
-    member = DeepSER(MemberSpec("m", ("text",), D, 2, LAYERS, FF, 0.0, 1), {"text": encoder}).eval()
-    attention = 2 * STEPS * STEPS * D  # scores, and the values that they weigh
+    member = DeepSER(MemberSpec("m", ("text",), D, HEADS, LAYERS, FF, 0.0, 1), {"text": encoder}).eval()
+    attention = (
+        STEPS * STEPS * (2 * D + HEADS)
+    )  # scores, with the mask's bias of each head, and the values that they weigh
     layer = STEPS * (3 * D * D + D * D + 2 * D * FF) + attention
     pooling = STEPS * D
     leg = STEPS * (WIDTH * D + D * D) + layer + pooling
     fusion = STEPS * (D * D + D * D) + layer + pooling
     heads = 2 * D * D + D * (CLASSES + ATTRIBUTES)
-    found = graph_flops(export_member(member, {"text": encoder}), frame_sizes([encoder], 4.0))
+    found = graph_flops(export_member(member), frame_sizes([encoder], 4.0))
     assert found == 2 * (leg + fusion + heads)
 
 
@@ -65,7 +67,7 @@ def test_every_component_of_a_bundle_has_its_costs() -> None:
     names = {"encoder whisper", "encoder text", "member voice", "member words", "meta-classifier", "ensemble"}
     assert set(costs) == names
     assert min(value for cost in costs.values() for value in cost.values()) > 0
-    without = {name for name, cost in costs.items() if set(cost) != {"flops", "parameters", "bytes"}}
+    without = {name for name, cost in costs.items() if set(cost) != {"flops", "cpu_ms", "parameters", "bytes"}}
     assert without == {"encoder whisper"}  # this one takes a second of speech at most
     assert set(costs["encoder whisper"]) == {"parameters", "bytes"}
     counted = sum(parameter.numel() for parameter in checkpoint.members[0].parameters())

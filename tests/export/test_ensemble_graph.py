@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ import torch
 from onnxruntime import InferenceSession
 from torch import Tensor
 
+from export.group_attention import Kernel
 from export.shared_weights import WeightStore
 from export.to_onnx import export_ensemble, export_member
 from model.bundle import ensemble_inputs, ensemble_outputs, inputs_of, mask_of
@@ -104,6 +106,10 @@ def graph(name: str, alike: bool) -> onnx.ModelProto:
 @cache
 def session(name: str, alike: bool = True) -> InferenceSession:
     return make_session(graph(name, alike).SerializeToString(), threads=1)
+
+
+def fused_nodes(model: onnx.ModelProto) -> int:
+    return sum(node.op_type == "MultiHeadAttention" for node in model.graph.node)
 
 
 def items_for(spec: EnsembleSpec) -> list[dict[str, Frames]]:
@@ -217,12 +223,12 @@ def test_inputs_and_outputs_are_those_of_the_manifest(tmp_path: Path) -> None:
 
 
 def test_weights_of_a_group_are_kept_once(tmp_path: Path) -> None:
-    ensemble, encoders = trained("stored", True), {encoder.name: encoder for encoder in tiny_encoders()}
+    ensemble = trained("stored", True)
     (tmp_path / "members").mkdir()
     store = WeightStore(tmp_path)
     networks, _ = tiny_networks(ensemble.spec)
     for network in networks:
-        store.write_with_weights(export_member(network, encoders), f"members/{network.spec.name}.onnx")
+        store.write_with_weights(export_member(network), f"members/{network.spec.name}.onnx")
     networks, meta = tiny_networks(ensemble.spec)
     ensemble = Ensemble(ensemble.spec, networks, meta).eval()
     store.write(export_ensemble(ensemble), "ensemble.onnx")
@@ -235,16 +241,18 @@ def test_weights_of_a_group_are_kept_once(tmp_path: Path) -> None:
         np.testing.assert_allclose(found, expected, atol=6 * CLOSE, rtol=0)
 
 
+@pytest.mark.parametrize("kernel", get_args(Kernel))
 @pytest.mark.parametrize(
     ("name", "number"), [(name, n) for name in ("every kind", "both families") for n in range(len(RECIPES[name]))]
 )
-def test_a_member_alone_computes_its_logits(name: str, number: int) -> None:
+def test_a_member_alone_computes_its_logits(name: str, number: int, kernel: Kernel) -> None:
     ensemble = trained(name, False)
     networks, _ = tiny_networks(ensemble.spec)
     network = networks[number]
     spec = replace(ensemble.spec, members=(network.spec,))
-    model = export_member(network, {encoder.name: encoder for encoder in spec.encoders})
+    model = export_member(network, kernel)
     onnx.checker.check_model(model, full_check=True)
+    assert kernel == "fused" or not fused_nodes(model)
     feed = batch(spec, items_for(spec), extra_steps=1)
     tensors = {name: torch.from_numpy(values) for name, values in feed.items()}
     names = network.spec.modalities
@@ -252,3 +260,11 @@ def test_a_member_alone_computes_its_logits(name: str, number: int) -> None:
         expected = network({n: tensors[n] for n in names}, {n: tensors[mask_of(n)] for n in names})
     for found, right in zip(run(model.SerializeToString(), feed), expected, strict=True):
         np.testing.assert_allclose(found, right.numpy(), atol=6 * CLOSE, rtol=0)
+
+
+def test_attention_is_fused_but_where_scores_have_a_guide() -> None:
+    legs, fusions = len(ALL) * 2, 2 * 2  # of two layers each, once for all four members
+    assert fused_nodes(graph("four of all", True)) == legs + fusions
+    guided = export_member(tiny_networks(trained("both families", False).spec)[0][0])
+    assert fused_nodes(guided) == legs
+    assert sum(node.op_type == "Softmax" for node in guided.graph.node) > 0

@@ -13,7 +13,7 @@ import torch
 from export.bundle import write_bundle
 from export.half import emulated
 from export.parity_graphs import example_items, feed
-from export.precision import Precision, converted
+from export.precision import Precision, converted, kernel_of
 from export.to_onnx import export_member
 from model.bundle import BundleError, mask_of, read_bundle
 from model.network.checkpoint import load_checkpoint, save_checkpoint
@@ -113,10 +113,9 @@ def test_a_manifest_that_hides_the_shares_is_refused(bundle: Path, tmp_path: Pat
 @pytest.mark.parametrize(("precision", "limit"), [("fp16", 5e-3), ("bf16", 2e-2), ("int8", 3e-2)])
 def test_their_graphs_may_be_computed_in_other_precisions(checkpoint: Path, precision: Precision, limit: float) -> None:
     found = load_checkpoint(checkpoint)
-    encoders = {encoder.name: encoder for encoder in found.spec.encoders}
     batch = feed(found.spec.encoders, example_items(found))
-    exact = export_member(found.members[0], encoders).SerializeToString()
-    model = converted(export_member(found.members[0], encoders), precision)
+    exact = export_member(found.members[0]).SerializeToString()
+    model = converted(export_member(found.members[0], kernel_of(precision)), precision)
     changed = (emulated(model) if precision == "bf16" else model).SerializeToString()
     logits = [make_session(graph, threads=1).run(["logits"], batch)[0] for graph in (exact, changed)]
     assert 0 < np.abs(logits[0] - logits[1]).max() < limit
