@@ -109,6 +109,12 @@ class Execution:
                 f'cuda_graphs names shapes to record ({shapes}), which only "cuda" can, and encoders run on '
                 f'"{self.device}"{came}: set the device of the encoders to "cuda", or leave cuda_graphs empty'
             )
+        most = rows_for(self.max_batch)
+        if wide := [str(shape) for shape in self.gpu.cuda_graphs if shape.rows > most]:
+            raise ProviderError(
+                f"cuda_graphs names shapes to record ({', '.join(wide)}) that no batch has: of max_batch_size = "
+                f"{self.max_batch} the largest has {most} rows; raise it, or leave them out"
+            )
 
     @property
     def encoders_bound(self) -> bool:

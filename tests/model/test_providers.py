@@ -123,6 +123,13 @@ def test_shapes_that_cannot_be_recorded_are_refused(device: Device) -> None:
         Execution("cuda", gpu=gpu, bound=False)
 
 
+def test_shapes_that_no_batch_has_are_refused() -> None:
+    gpu = GpuSettings(cuda_graphs=(FixedShape(1, 4), FixedShape(8, 4)))
+    assert Execution("cuda", gpu=gpu, max_batch=5).recorded == gpu.cuda_graphs, "a batch of five has eight rows"
+    with pytest.raises(ProviderError, match=r"\(8x4\) that no batch has: of max_batch_size = 4 the largest has 4 rows"):
+        Execution("cuda", gpu=gpu, max_batch=4)
+
+
 def test_a_cpu_rounds_nothing_up_and_a_device_does() -> None:
     assert not Execution().encoders_bound
     assert not Execution().ensemble_bound

@@ -209,11 +209,13 @@ def compare_budgets(
     def gain(guesses: Sequence[Guesses], over: Sequence[Guesses]) -> dict[str, float] | None:
         return estimate(lambda rows: score(rows, guesses) - score(rows, over))
 
-    def gap_closed(guesses: Sequence[Guesses], full: Sequence[Guesses]) -> dict[str, float] | None:
-        all_of_it = gain(full, begun) if shares[-1] == 1 else None
+    def gap_closed(
+        guesses: Sequence[Guesses], begin: Sequence[Guesses], full: Sequence[Guesses]
+    ) -> dict[str, float] | None:
+        all_of_it = gain(full, begin) if shares[-1] == 1 else None
         if all_of_it is None or all_of_it["low"] <= 0:  # no gap that can be told from none
             return None
-        return estimate(lambda rows: closed(score(rows, begun), score(rows, guesses), score(rows, full)))
+        return estimate(lambda rows: closed(score(rows, begin), score(rows, guesses), score(rows, full)))
 
     begun, untouched = [levels.begun], [levels.untouched]
     full = {system: drawn(shares[-1], system) for system in (FINETUNED, SCRATCH)}
@@ -237,7 +239,8 @@ def compare_budgets(
                     for system, guesses in mine.items()
                 },
                 "finetuned_over_scratch": gain(mine[FINETUNED], mine[SCRATCH]),
-                "gap_closed": {system: gap_closed(mine[FINETUNED], reached) for system, reached in full.items()},
+                "gap_closed": {system: gap_closed(mine[FINETUNED], begun, reached) for system, reached in full.items()},
+                "gap_closed_from_untouched": gap_closed(mine[FINETUNED], untouched, full[FINETUNED]),
             }
         )
     return {
@@ -248,7 +251,7 @@ def compare_budgets(
 
 
 def closed(begun: float, reached: float, full: float) -> float:
-    """Share of the gap from what is begun with to full training that is closed; NaN where full training is no better."""
+    """Share of the gap from a level to full training that is closed; NaN where full training is no better."""
     gap = full - begun
     return (reached - begun) / gap if gap > _QUIET else float("nan")
 

@@ -70,6 +70,10 @@ def test_figures_are_means_over_draws_and_the_gap_is_between_them() -> None:
         assert closing["value"] == pytest.approx(gain / (full - uar(guesses(0.6, 0))))
         assert closing["low"] < closing["value"] < closing["high"]
     assert everything["gap_closed"][FINETUNED]["value"] == pytest.approx(1.0)
+    full = np.mean([uar(guesses(0.9, draw)) for draw in range(2)])
+    from_untouched = (np.mean(tuned) - uar(guesses(0.5, 0))) / (full - uar(guesses(0.5, 0)))
+    assert few["gap_closed_from_untouched"]["value"] == pytest.approx(from_untouched)
+    assert from_untouched > few["gap_closed"][FINETUNED]["value"], "normalising, which needs no label, is in it"
 
 
 def test_where_full_training_is_no_better_there_is_no_gap() -> None:
