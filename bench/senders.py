@@ -23,6 +23,9 @@ from daemon.resample import AudioDecoder
 from model.audio import SAMPLE_RATE_HZ, Samples
 
 DOORS: Final = ("native", "twilio", "whip")
+_PATIENCE_S: Final = 120.0
+"""How long behind the end of its audio a call may take to be ended by its server."""
+_UNENDED: Final = f"not ended {_PATIENCE_S:.0f} s behind its audio"
 _TWILIO_HZ: Final = 8000
 _TWILIO_MS: Final = 20
 _TWILIO_BYTES: Final = _TWILIO_HZ * _TWILIO_MS // 1000
@@ -71,8 +74,11 @@ async def native(port: int, call: str, audio: Samples, interim_ms: int) -> Heard
     heard = Heard(call, ids=[])
     messages = stream(stream_url(port), paced(audio), sample_rate=SAMPLE_RATE_HZ, interim_ms=interim_ms, call_id=call)
     try:
-        async for message in messages:
-            heard.hear(message)
+        async with asyncio.timeout(audio.shape[1] / SAMPLE_RATE_HZ + _PATIENCE_S):
+            async for message in messages:
+                heard.hear(message)
+    except TimeoutError:
+        heard.failed = _UNENDED
     except ConnectionError as error:
         heard.failed = str(error)
     return heard
@@ -81,8 +87,12 @@ async def native(port: int, call: str, audio: Samples, interim_ms: int) -> Heard
 async def twilio(port: int, call: str, frames: Sequence[str], interim_ms: int) -> Heard:
     """A call of `twilio_frames`, forked as Twilio does it."""
     heard = Heard(call)
+    length_s = len(frames) * _TWILIO_MS / 1000
     try:
-        async with connect(f"ws://127.0.0.1:{port}/twilio", ping_timeout=None) as connection:
+        async with (
+            asyncio.timeout(length_s + _PATIENCE_S),
+            connect(f"ws://127.0.0.1:{port}/twilio", ping_timeout=None) as connection,
+        ):
             for message in _twilio_opening(call, interim_ms):
                 await connection.send(message)
             async for frame in _paced_frames(frames):
@@ -91,6 +101,8 @@ async def twilio(port: int, call: str, frames: Sequence[str], interim_ms: int) -
             await connection.wait_closed()
             if connection.close_code != 1000:
                 heard.failed = f"closed with {connection.close_code} {connection.close_reason}"
+    except TimeoutError:
+        heard.failed = _UNENDED
     except (OSError, ConnectionClosed, InvalidHandshake) as error:
         heard.failed = str(error)
     return heard

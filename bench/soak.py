@@ -76,8 +76,16 @@ def slope(hours: Values, values: Values) -> float:
 
 
 def growth(hours: Values, values: Values) -> tuple[float, float, float]:
-    """The slope per hour and its 95 % interval, by a bootstrap over successive parts: neighbours are not independent."""
-    parts = np.array_split(np.arange(len(hours)), min(_PARTS, len(hours) // 2))
+    """The slope per hour and its 95 % interval, by a bootstrap over successive parts: neighbours are not independent.
+
+    Raises:
+        ValueError: if there are fewer than three points: no interval follows from two.
+    """
+    if len(hours) < 3:
+        raise ValueError(
+            f"growth of {len(hours)} samples behind the warm-up; it takes at least 3: let calls come for longer"
+        )
+    parts = np.array_split(np.arange(len(hours)), max(2, min(_PARTS, len(hours) // 2)))
     rng = np.random.default_rng(0)
     found = []
     for _ in range(_RESAMPLES):
