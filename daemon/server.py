@@ -55,7 +55,8 @@ from daemon.shadow.assembled import forgetting, shadow_of
 from daemon.sinks.journal import check_directory
 from daemon.sinks.redis import RedisSink
 from daemon.sinks.spool import Spool
-from daemon.streams import Stream, StreamRules, Streams, cancelled
+from daemon.stream import Stream, cancelled
+from daemon.streams import StreamRules, Streams
 from daemon.swap import Bundles, reloaded_by_sighup
 from daemon.swap_api import BundleApi
 from daemon.tracing.assembled import tracing_of

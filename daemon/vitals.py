@@ -12,7 +12,7 @@ from prometheus_client import Histogram, ProcessCollector
 
 from daemon import memory
 from daemon.metrics import Metrics
-from daemon.streams import cancelled
+from daemon.stream import cancelled
 
 _EVERY_S: Final = 0.25
 _TRIM_S: Final = 60.0

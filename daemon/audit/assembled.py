@@ -11,7 +11,7 @@ from daemon.calls.beside import beside
 from daemon.config import Config
 from daemon.metrics import Metrics
 from daemon.policy import Policy
-from daemon.streams import Stream
+from daemon.stream import Stream
 
 
 @asynccontextmanager

@@ -31,7 +31,7 @@ from daemon import wire
 from daemon.errors import CLOSE_POLICY, PeerError
 from daemon.request import StreamRequest, parse_object
 from daemon.resample import AudioDecoder
-from daemon.streams import Ending
+from daemon.stream import Ending
 from daemon.transports.audiohook_envelope import Envelope, seconds
 from daemon.transports.audiohook_signature import AudioHookKeys
 from daemon.transports.dialect import Audio, Close, Command, Frame, Handshake, Refusal, Reply, Start

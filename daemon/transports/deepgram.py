@@ -30,7 +30,7 @@ from daemon import wire
 from daemon.errors import CLOSE_INTERNAL, PeerError
 from daemon.request import parse_object
 from daemon.resample import ENCODINGS, AudioDecoder
-from daemon.streams import Ending
+from daemon.stream import Ending
 from daemon.transports.deepgram_query import Asked, read_query
 from daemon.transports.dialect import Audio, Close, Command, Finalize, Frame, Handshake, Refusal, Reply, Start
 from daemon.transports.parameters import shown

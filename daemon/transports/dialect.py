@@ -11,7 +11,7 @@ from typing import Protocol
 from daemon import wire
 from daemon.access import credentials
 from daemon.request import StreamRequest
-from daemon.streams import Ending
+from daemon.stream import Ending
 from model.audio import Samples
 from model.segmenter import Endpointing
 

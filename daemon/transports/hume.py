@@ -27,7 +27,7 @@ from daemon import wire
 from daemon.errors import CLOSE_UNSUPPORTED, PeerError
 from daemon.request import StreamRequest, parse_object
 from daemon.resample import AudioDecoder
-from daemon.streams import Ending
+from daemon.stream import Ending
 from daemon.transports.dialect import Audio, Close, Command, Frame, Handshake, Refusal, Reply, Start
 from daemon.transports.parameters import shown
 from model.audio import SAMPLE_RATE_HZ

@@ -18,7 +18,7 @@ from daemon.access.credentials import offered_scheme
 from daemon.errors import CLOSE_UNSUPPORTED, PeerError
 from daemon.request import StreamRequest, parse_object, request_of_message, request_of_query, resume_of_message
 from daemon.resample import ENCODINGS, AudioDecoder
-from daemon.streams import Ending
+from daemon.stream import Ending
 from daemon.transports.dialect import Audio, Close, Command, Finalize, Frame, Handshake, Refusal, Resume, Start
 from daemon.transports.opus import OPUS, OPUS_RATE_HZ, OpusDecoder, packet_samples
 

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from daemon import wire
 from daemon.errors import CLOSE_UNSUPPORTED, PeerError
-from daemon.streams import Ending
+from daemon.stream import Ending
 from daemon.transports.dialect import Command, Frame, Handshake, Refusal, Start
 from daemon.transports.fork import TRACK_ROLES, Fork, ForkedCall
 from daemon.transports.parameters import number, shown, texts

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from daemon import wire
 from daemon.errors import PeerError
-from daemon.streams import Ending
+from daemon.stream import Ending
 from daemon.transports.dialect import Command, Frame, Handshake, Refusal, Start
 from daemon.transports.fork import Fork, ForkedCall
 from daemon.transports.parameters import shown

@@ -23,7 +23,8 @@ from daemon.errors import (
     PeerError,
 )
 from daemon.parking import Parked
-from daemon.streams import GOING_AWAY, GOODBYE_S, MODEL_FAILED, SERVER_ERROR, Ending, Stream, Streams, cancelled
+from daemon.stream import GOING_AWAY, MODEL_FAILED, SERVER_ERROR, Ending, Stream, cancelled
+from daemon.streams import GOODBYE_S, Streams
 from daemon.transports.dialect import (
     Audio,
     Close,

@@ -21,7 +21,8 @@ from daemon.policy import EMAIL, EVERYTHING, NUMBER, Policy, redacted, shown
 from daemon.request import StreamRequest
 from daemon.session import Previews, Session
 from daemon.sinks.memory import MemorySink
-from daemon.streams import Ending, Streams
+from daemon.stream import Ending
+from daemon.streams import Streams
 from model.audio import SAMPLE_RATE_HZ, VAD_WINDOW, Samples
 from model.segmenter import Endpointing
 from tests.daemon.test_streams import RULES

@@ -17,7 +17,8 @@ from daemon.metrics import Metrics
 from daemon.pipeline import Services
 from daemon.request import StreamRequest
 from daemon.sinks.memory import MemorySink
-from daemon.streams import GOING_AWAY, Stream, StreamRules, Streams, cancelled
+from daemon.stream import GOING_AWAY, Stream, cancelled
+from daemon.streams import StreamRules, Streams
 from model.audio import SAMPLE_RATE_HZ
 from model.segmenter import Endpointing
 from tests.fakes import ScriptedScorer

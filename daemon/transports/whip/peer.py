@@ -26,7 +26,7 @@ from aiortc.sdp import candidate_from_sdp
 
 from daemon.channel import Channel, Overflow
 from daemon.errors import PeerError
-from daemon.streams import cancelled
+from daemon.stream import cancelled
 from daemon.transports.whip.reorder import Reorder
 from daemon.transports.whip.results import ResultLog
 from daemon.transports.whip.rules import IceServer

@@ -11,7 +11,8 @@ from daemon import wire
 from daemon.channel import Closed
 from daemon.errors import CLOSE_POLICY, PeerError
 from daemon.request import parse_object
-from daemon.streams import GOING_AWAY, MODEL_FAILED, SERVER_ERROR, Ending, Stream, Streams, cancelled
+from daemon.stream import GOING_AWAY, MODEL_FAILED, SERVER_ERROR, Ending, Stream, cancelled
+from daemon.streams import Streams
 from daemon.transports.whip.intake import Intake, Piece
 from daemon.transports.whip.peer import Peer
 from daemon.transports.whip.results import ResultLog
