@@ -35,10 +35,10 @@ import onnx
 import onnxruntime
 import torch
 
-from bench.full_size import ENCODERS
+from bench.full_size import ENCODERS, RUNS
 from export.cost import Sizes, frame_sizes
 from export.encoders import write_graph
-from export.precision import PRECISIONS, Precision, converted
+from export.precision import Precision, converted, kernel_of
 from export.references import Reference, reference_of
 from export.shared_weights import WeightStore
 from export.to_onnx import export_ensemble, export_member
@@ -205,7 +205,7 @@ def ensemble_times(spec: EnsembleSpec, full: bool, given: argparse.Namespace) ->
     with tempfile.TemporaryDirectory() as folder:
         for precision in given.precisions:
             path = Path(folder) / f"{precision}.onnx"
-            write_graph(converted(export_ensemble(ensemble), precision), path)
+            write_graph(converted(export_ensemble(ensemble, kernel_of(precision)), precision), path)
             made[precision] = partial(_runner, path, feed, given.threads)
             gc.collect()
         work = {"eager": eager(ensemble, feed)}
@@ -224,8 +224,8 @@ def write_ensemble(ensemble: Ensemble, folder: Path) -> None:
     store = WeightStore(folder)
     for member in ensemble.members:
         assert isinstance(member, DeepSER)
-        store.write_with_weights(export_member(member), f"members/{member.spec.name}.onnx")
-    store.write(export_ensemble(ensemble), "ensemble.onnx")
+        store.write_with_weights(export_member(member, "fused"), f"members/{member.spec.name}.onnx")
+    store.write(export_ensemble(ensemble, "fused"), "ensemble.onnx")
 
 
 def members(spec: EnsembleSpec, full: bool, given: argparse.Namespace) -> None:
@@ -279,7 +279,7 @@ def int8(spec: EnsembleSpec, full: bool, given: argparse.Namespace) -> None:
         runs: dict[str, Callable[[], object]] = {}
         for precision in ("fp32", "int8"):
             path = Path(folder) / f"{precision}.onnx"
-            write_graph(converted(export_ensemble(ensemble), precision), path)
+            write_graph(converted(export_ensemble(ensemble, kernel_of(precision)), precision), path)
             runs[precision] = _runner(path, feed, given.threads)
         taken = times_of(runs, given.rounds)
     say(f"  fp32 {spread(taken['fp32'])} ms, int8 {spread(taken['int8'])} ms")
@@ -315,7 +315,7 @@ def main() -> None:
     parser.add_argument("--parts", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--seconds", type=float, default=4.0, help="length of the utterance")
     parser.add_argument(
-        "--precisions", choices=PRECISIONS, nargs="+", default=("fp32", "int8"), help="of the graphs of system"
+        "--precisions", choices=RUNS, nargs="+", default=("fp32", "int8"), help="of the graphs of system"
     )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)

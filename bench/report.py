@@ -107,14 +107,14 @@ def _cells(row: Row) -> list[object]:
     slowest = "-" if row["slowest_stream"] is None else f"{row['slowest_stream']:.1f}"
     counts = [row["lost"], row["repeated"], len(row["failed"]), slowest]
     used = [f"{row['cores']:.2f}", f"{row['peak_mb']:.0f}", "yes" if row["held"] else "no"]
-    return [f"{row['server']}, {row['door']}", row["streams"], row["utterances"], *waits, *counts, *used]
+    return [f"{server_of(row)}, {row['door']}", row["streams"], row["utterances"], *waits, *counts, *used]
 
 
 def series_of(documents: Sequence[Document], door: str, value: Callable[[Row], Span | None]) -> list[Series]:
     """A series per server, and per run where there are several."""
     found = []
     for document in documents:
-        for server in dict.fromkeys(row["server"] for row in document.rows if row["door"] == door):
+        for server in dict.fromkeys(server_of(row) for row in document.rows if row["door"] == door):
             rows = [row for row in document.rows if _is(row, server, door)]
             points = {float(row["streams"]): span for row in rows if (span := value(row)) is not None}
             among = [one for one in documents if any(_is(row, server, door) for row in one.rows)]
@@ -125,7 +125,13 @@ def series_of(documents: Sequence[Document], door: str, value: Callable[[Row], S
 
 
 def _is(row: Row, server: str, door: str) -> bool:
-    return (row["server"], row["door"]) == (server, door)
+    return (server_of(row), row["door"]) == (server, door)
+
+
+def server_of(row: Row) -> str:
+    """The server of a run of streams, and what its processes were limited to."""
+    server = str(row["server"])
+    return server if row.get("cores_each") is None else f"{server}, {row['cores_each']:g} cores each"
 
 
 def growing(documents: Sequence[Document], door: str) -> str:
@@ -185,14 +191,15 @@ def soak_part(documents: Sequence[Document]) -> str:
         plot = trend(*taken, (at_begin, per_hour), begin, "resident memory, MiB")
         calls = sum(document.facts["ended"].values())
         figures.append(figure(f"{calls} calls in {60 * last:.0f} minutes", note, plot))
-        for name in ("memory", "allocated", "descriptors", "threads", "tasks"):
+        for name in ("memory", "allocated", "blocks", "descriptors", "threads", "tasks"):
             slope, least, most = growth(*settled(idle, name))
             loaded = np.median([row[name] for row in document.rows])
             cells = [f"{value:.1f}" for value in (document.facts["before"][name], loaded, idle[-1][name])]
             rows.append([name, *cells, f"{slope:+.2f} [{least:+.2f}, {most:+.2f}]"])
     names = ("", "idle before", "median under load", "idle after", "growth of idle per hour")
     note = "Calls that come and go in waves, are hung up and cut off: what the idle daemon holds between two must not grow."
-    return _section("Soak", note, _panels(figures), _table("Memory in MiB, the others counted", names, rows))
+    caption = "Memory in MiB, blocks in thousands, the others counted"
+    return _section("Soak", note, _panels(figures), _table(caption, names, rows))
 
 
 def chaos_part(documents: Sequence[Document]) -> str:

@@ -7,7 +7,7 @@ while the daemon keeps it for a client that never comes back; then another begin
 hung up, and what the idle daemon holds is noted, once it has handed back what malloc kept free. Samples under load, every
 quarter of a minute, swing by what the models compute at that moment; growth is therefore the slope of a straight line (Theil
 and Sen) through the idle ones behind the warm-up, with the 95 % interval of a bootstrap over successive parts of them.
-"allocated" is what malloc has given out and not got back.
+"allocated" is what malloc has given out and not got back, "blocks" what Python's small objects hold, which malloc does not see.
 """
 
 import argparse
@@ -45,10 +45,14 @@ Values = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a daemon holds at a moment: resident memory and what malloc gave out (MiB), descriptors, threads, tasks, streams."""
+    """What a daemon holds at a moment.
+
+    Resident memory and what malloc gave out in MiB, blocks of Python's small objects in thousands; the others are counts.
+    """
 
     memory: float
     allocated: float
+    blocks: float
     descriptors: float
     threads: float
     tasks: float
@@ -61,12 +65,12 @@ def taken(daemon: UnderTest) -> Sample:
     status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
     with urllib.request.urlopen(daemon.url.replace("ws://", "http://").partition("/v1")[0] + "/metrics") as answer:
         page = answer.read().decode()
-    told = dict(re.findall(r"^medusa_(tasks|streams|allocated_bytes) (\S+)", page, re.MULTILINE))
-    allocated = float(told.get("allocated_bytes", "nan")) / 2**20
+    told = dict(re.findall(r"^medusa_(tasks|streams|allocated_bytes|python_blocks) (\S+)", page, re.MULTILINE))
+    allocated, blocks = float(told.get("allocated_bytes", "nan")) / 2**20, float(told["python_blocks"]) / 1000
     descriptors = len(list((proc / "fd").iterdir()))
     memory = int(status["VmRSS"].split()[0]) / 1024
     threads, tasks, streams = float(status["Threads"]), float(told["tasks"]), float(told["streams"])
-    return Sample(memory, allocated, descriptors, threads, tasks, streams)
+    return Sample(memory, allocated, blocks, descriptors, threads, tasks, streams)
 
 
 def slope(hours: Values, values: Values) -> float:
@@ -149,8 +153,8 @@ class _Soak:
         ]
         end = self.passed_s + seconds
         while (left := end - self.passed_s) > 0:
-            self.rows.append(await self._sample())
             await asyncio.sleep(min(_EVERY_S, left))
+            self.rows.append(await self._sample())
         for call in calls:
             call.cancel()
         for outcome in await asyncio.gather(*calls, return_exceptions=True):
@@ -186,8 +190,8 @@ async def _main() -> None:
             await soak.wave(options.wave)
     facts = {"streams": options.streams, "ended": dict(soak.ended), "before": asdict(before), "idle": soak.idle}
     document = made("soak", soak.rows, **facts)
-    _print(document)
     write(options.json, document)
+    _print(document)
 
 
 def settled(rows: Sequence[Row], field: str) -> tuple[Values, Values]:

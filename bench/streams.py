@@ -21,11 +21,11 @@ unexpected   final results that the same audio does not have offline
 failed       calls that ended before their audio did
 
 Processor time and memory are those of the processes under test, without Redis: the peak is that since the streams began, and
-per stream counts what it lies above the idle processes. "fleet" is two gateways, to which the streams are dealt out in turn,
-and three workers. Other servers are those of `bench.baselines`, which have the native door alone; the first number of streams
-that one does not hold is its last. With --cores-each no process gets more of the processors than that, as if each had a small
-machine to itself: what more machines are worth cannot be seen where all of them share one. A run is held if nothing is missing
-and p95 of the wait lies below 500 ms.
+per stream counts what it lies above the idle processes; of "per-client" all of it, whose models are its clients'. "fleet" is
+two gateways, to which the streams are dealt out in turn, and three workers. Other servers are those of `bench.baselines`,
+which have the native door alone; the first number of streams that one does not hold is its last. With --cores-each no process
+gets more of the processors than that, as if each had a small machine to itself: what more machines are worth cannot be seen
+where all of them share one. A run is held if nothing is missing and p95 of the wait lies below 500 ms.
 """
 
 import argparse
@@ -175,12 +175,14 @@ async def _measured(load: Load) -> Row:
     audio = [speaker(voices, load.seconds, seed) for seed in range(load.streams)]
     settings = [f"{CLIENTS}={load.streams}"] if load.server in BASELINES else []
     async with SERVERS[load.server](*settings) as under_test, _senders(load, under_test, audio) as send:
-        with limited(under_test.pids, load.cores_each) if load.cores_each else nullcontext():
+        with nullcontext() if load.cores_each is None else limited(under_test.pids, load.cores_each):
             usage = Usage(under_test)
             heard = await send()
             used = usage.taken(load.streams)
         found = await ended_entries(under_test.redis, [one.call for one in heard if not one.failed], _PATIENCE_S)
     # What should be there is found afterwards: it is work that the streams would have felt.
+    if load.server == "per-client":
+        used["mb_per_stream"] = used["peak_mb"] / load.streams
     return row_of(load, heard, found, [wanted_at(load.door, one) for one in audio]) | used
 
 
@@ -202,6 +204,8 @@ def arguments_of(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cores-each", type=float, help="that each process of the server may use; it takes root")
     add_json(parser)
     options = parser.parse_args(arguments)
+    if options.cores_each is not None and not options.cores_each > 0:
+        parser.error(f"--cores-each is above 0, got {options.cores_each}")
     if (others := set(options.servers) & set(BASELINES)) and set(options.doors) != {"native"}:
         parser.error(f"{' and '.join(sorted(others))} have the native door alone, not {' '.join(options.doors)}")
     return options

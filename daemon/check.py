@@ -85,7 +85,9 @@ def checked(config: Config) -> dict[str, str]:
         "encoders": "\n".join(_encoder(encoder, bundle, config) for encoder in ensemble.encoders),
         "size": _size(bundle),
         "operations": _operations(bundle),
-        "device": devices(device, execution_of(settings), ctranslate2.get_cuda_device_count()),
+        "device": devices(
+            device, execution_of(settings).with_kernels(manifest.kernels), ctranslate2.get_cuda_device_count()
+        ),
         "precision": _precisions(bundle, device),
         "memory": f"at least {_short(needed)}B for the program and its weights"
         + (f"; {_short(available)}B are free here" if available is not None else ""),

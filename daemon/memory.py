@@ -30,7 +30,8 @@ class _Mallinfo(ctypes.Structure):
 def allocated() -> int | None:
     """Bytes that malloc has given out and not got back; None where there is no glibc 2.33 or newer.
 
-    What leaks is in here, and what malloc keeps free is not: it shows growth that resident memory hides.
+    What malloc keeps free is not in here, so it shows growth that resident memory hides. Python's small objects are not either:
+    `sys.getallocatedblocks` counts those.
     """
     info = getattr(ctypes.CDLL(None), "mallinfo2", None)
     if info is None:

@@ -4,6 +4,7 @@ A loop that is late is late for every stream: something computes on it that belo
 """
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -24,6 +25,7 @@ async def vitals(metrics: Metrics) -> AsyncIterator[None]:
     """Tells `metrics` how the process is, until the block ends."""
     ProcessCollector(registry=metrics.registry)
     metrics.watch("medusa_tasks", "Tasks of the event loop", lambda: len(asyncio.all_tasks()))
+    metrics.watch("medusa_python_blocks", "Blocks of memory that Python's small objects hold", sys.getallocatedblocks)
     if memory.allocated() is not None:
         metrics.watch(
             "medusa_allocated_bytes",

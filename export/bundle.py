@@ -76,7 +76,10 @@ def write_bundle(
             np.save(staged / ADAPTATION, checkpoint.adaptation.reference)
         (staged / "MODEL_CARD.md").write_text(checkpoint.model_card, encoding="utf-8")
         described = replace(
-            _manifest(checkpoint, staged), precisions=dict(chosen), costs=component_costs(checkpoint, staged)
+            _manifest(checkpoint, staged),
+            precisions=dict(chosen),
+            kernels=_kernels(checkpoint, chosen),
+            costs=component_costs(checkpoint, staged),
         )
         manifest = write_manifest(staged, described)
         figures += measure(checkpoint, read_bundle(staged), limits)
@@ -87,6 +90,12 @@ def write_bundle(
         read_bundle(staged)
         os.replace(staged, out)
     return manifest
+
+
+def _kernels(checkpoint: Checkpoint, precisions: Mapping[str, Precision]) -> dict[str, str]:
+    """Of what is written node by node: members and ensemble."""
+    components = [*(f"member {member.spec.name}" for member in checkpoint.members), ENSEMBLE_COMPONENT]
+    return {component: kernel_of(precisions[component]) for component in components}
 
 
 def _write_graphs(

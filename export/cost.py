@@ -44,7 +44,7 @@ from model.features import FUNCTIONALS_STEPS
 from model.network.checkpoint import Checkpoint
 from model.network.member import Member
 from model.network.metaclassifier import WIDTH
-from model.onnx_session import CPU, make_session
+from model.onnx_session import CPU, RUN_ERRORS, make_session
 from model.spec import EncoderSpec
 
 UTTERANCE_S: Final = 4.0
@@ -65,7 +65,7 @@ _RUNS: Final = 5
 
 
 def component_costs(checkpoint: Checkpoint, folder: Path, seconds: float = UTTERANCE_S) -> Costs:
-    """Component -> "flops", "parameters", "bytes".
+    """Component -> "flops", "cpu_ms", "parameters", "bytes".
 
     Components are "encoder NAME", "member NAME", "meta-classifier", "ensemble" and "fallback NUMBER".
 
@@ -166,10 +166,10 @@ def run_ms(path: Path, sizes: Mapping[str, list[int]]) -> float:
 
 @contextmanager
 def _taking(sizes: Mapping[str, list[int]]) -> Iterator[None]:
-    """One error for all that may be wrong with a graph and inputs of these sizes: onnxruntime's failures share no class."""
+    """One error for all that onnxruntime says of a graph and inputs of these sizes."""
     try:
         yield
-    except Exception as error:
+    except RUN_ERRORS as error:
         raise ValueError(f"no run on inputs of {dict(sizes)}: {error}") from error
 
 

@@ -37,7 +37,10 @@ class GraphWriter:
         self._graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """Adds a node with one output and names it; `domain` is `CONTRIBUTED` for an operator that is not ONNX's own."""
+        """Adds a node with one output and names it.
+
+        An operator that is not ONNX's own has `domain=CONTRIBUTED` and gives float32.
+        """
         name = f"{kind.lower()}_{len(self._graph.node)}"
         self._graph.node.append(helper.make_node(kind, inputs, [name], **attributes))
         if "domain" in attributes:  # ONNX does not know its type

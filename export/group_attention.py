@@ -2,9 +2,9 @@
 
     composed   matrix products with the scores and their softmax between them, in ONNX's own operators: what 16 bits and
                TensorRT take apart and put together as they like
-    fused      ONNX Runtime's `MultiHeadAttention`, which goes over keys block by block and never holds all scores: for 1200
-               steps and 16 heads it takes half the time (docs/LOG.md). It does so without a mask only, so the mask goes in
-               as one more number of every query (1) and key (its bias): their product adds the bias to the score
+    fused      ONNX Runtime's `MultiHeadAttention`, which on a CPU goes over keys block by block and never holds all scores:
+               for 1200 steps and 16 heads it takes half the time (docs/LOG.md). It does so without a mask only, so the mask
+               goes in as one more number of every query (1) and key (its bias): their product adds the bias to the score
 
 Shapes: B = batch, T = steps, K = steps that are attended to, D = width of a member, G = networks in a group, H = heads. Rows of
 a group are flat: `[G, B T, D]`.

@@ -9,11 +9,11 @@ Shapes: N = utterances.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
 import numpy as np
 import onnx
@@ -34,7 +34,7 @@ from export.parity_utterances import (
     network_posteriors,
 )
 from export.precision import ENSEMBLE_COMPONENT, PRECISIONS, Precision, converted, kernel_of
-from export.references import Reference, reference_of, relative
+from export.references import reference_of, relative
 from export.to_onnx import export_ensemble, export_member
 from model.audio import MAX_UTTERANCE, MIN_UTTERANCE, pad_to
 from model.bundle import ENSEMBLE, fallback_file, graph_file, inputs_of
@@ -42,6 +42,7 @@ from model.network.checkpoint import Checkpoint, load_checkpoint
 from model.onnx_encoders import with_graphs
 from model.recording import read_mono
 
+Exported = Callable[[], onnx.ModelProto]
 Progress = Callable[[str, int, int], None]
 """(what, done, total)."""
 
@@ -158,7 +159,8 @@ def _measured(checkpoint: Checkpoint, folder: Path, utterances: Sequence[Utteran
     for encoder in graphs:
         reference, exact_s, component = reference_of(encoder), 0.0, f"encoder {encoder.name}"
         heard = Heard(reference, utterances)
-        for version in _versions(partial(_encoder_graph, reference), folder, graph_file(encoder)):
+        made = dict.fromkeys(PRECISIONS, reference.graph)
+        for version in _versions(made, folder, graph_file(encoder)):
             session = graph_session(version.path)
             found = heard.graph(session)
             took_s = _seconds([partial(reference.found, session, [item]) for item in heard.items[:_TIMED]])
@@ -174,19 +176,13 @@ def _measured(checkpoint: Checkpoint, folder: Path, utterances: Sequence[Utteran
         yield from _ensemble(component, part, file, folder, items, limits)
 
 
-def _encoder_graph(reference: Reference[Any], kernel: Kernel) -> onnx.ModelProto:
-    """An encoder's graph: there is one way to write its attention."""
-    del kernel
-    return reference.graph()
-
-
 def _ensemble(
     component: str, part: Checkpoint, file: str, folder: Path, items: Sequence[Item], limits: Limits
 ) -> Iterator[Row]:
     """The whole ensemble or a fallback, against its own networks."""
     expected, exact_s = network_posteriors(part, items), 0.0
     feeds = [feed(inputs_of(part.spec), [item]) for item in items[:_TIMED]]
-    for version in _versions(partial(export_ensemble, part.ensemble()), folder, file):
+    for version in _versions(_by_kernel(partial(export_ensemble, part.ensemble())), folder, file):
         session = graph_session(version.path)
         took_s = _seconds([partial(session.run, None, one) for one in feeds])
         exact_s = exact_s or took_s
@@ -206,7 +202,9 @@ def _members(checkpoint: Checkpoint, folder: Path, limits: Limits) -> Iterator[R
     """All members as one row a precision: their sizes together, the largest loss."""
     sizes, worst = dict.fromkeys(PRECISIONS, 0), dict.fromkeys(PRECISIONS, 0.0)
     for member in checkpoint.members:
-        for version in _versions(partial(export_member, member), folder, f"members/{member.spec.name}.onnx"):
+        for version in _versions(
+            _by_kernel(partial(export_member, member)), folder, f"members/{member.spec.name}.onnx"
+        ):
             difference = member_difference(checkpoint, member, version.path)
             sizes[version.precision] += version.size
             worst[version.precision] = float(np.maximum(worst[version.precision], difference))
@@ -225,18 +223,25 @@ class _Version:
         return sum(file.stat().st_size for file in (self.path, weights_file(self.path)) if file.exists())
 
 
-def _versions(graph: Callable[[Kernel], onnx.ModelProto], folder: Path, name: str) -> Iterator[_Version]:
-    """The graph in every precision, float32 first; one is in memory at a time."""
-    exported = {kernel: folder / f"{kernel}.onnx" for kernel in get_args(Kernel)}
+def _by_kernel(exported: Callable[[Kernel], onnx.ModelProto]) -> dict[Precision, Exported]:
+    """What each precision is made of, one function for all that are made of the same."""
+    made: dict[Kernel, Exported] = {kernel: partial(exported, kernel) for kernel in get_args(Kernel)}
+    return {precision: made[kernel_of(precision)] for precision in PRECISIONS}
+
+
+def _versions(made: Mapping[Precision, Exported], folder: Path, name: str) -> Iterator[_Version]:
+    """The graph in every precision, float32 first; one is in memory at a time, and each is exported once."""
+    written: dict[Exported, Path] = {}
     for precision in PRECISIONS:
-        source, path = exported[kernel_of(precision)], folder / precision / name
-        if not source.exists():
-            write_graph(graph(kernel_of(precision)), source)
-        write_graph(converted(onnx.load(source), precision), path)
+        source, path = made[precision], folder / precision / name
+        if source not in written:
+            written[source] = folder / f"exported-{len(written)}.onnx"
+            write_graph(source(), written[source])
+        write_graph(converted(onnx.load(written[source]), precision), path)
         yield _Version(precision, path)
-    for source in exported.values():
-        source.unlink()
-        weights_file(source).unlink(missing_ok=True)
+    for exported in written.values():
+        exported.unlink()
+        weights_file(exported).unlink(missing_ok=True)
 
 
 def _seconds(calls: Sequence[Callable[[], object]]) -> float:

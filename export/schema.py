@@ -9,8 +9,9 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
+from export.group_attention import Kernel
 from model.bundle import FORMAT_VERSION, LATER_FIELDS, Manifest
 from model.labels import ATTRIBUTES, CLASSES
 from model.spec import EncoderSpec, EnsembleSpec, Fallback, Lineage, MemberSpec
@@ -31,6 +32,7 @@ _RULES: Final[Mapping[type, Mapping[str, Schema]]] = {
         "tolerances": _FIGURES,
         "parity": _FIGURES,
         "costs": {"additionalProperties": {"type": "object", **_FIGURES}},
+        "kernels": {"additionalProperties": {"enum": list(get_args(Kernel))}},
         "bundle_id": {"pattern": "-[0-9a-f]{12}$"},
         "files": {
             "additionalProperties": {"type": "string", "pattern": _SHA256},

@@ -40,12 +40,12 @@ class GraphInput:
     varies: dict[int, Dim]
 
 
-def export_ensemble(ensemble: Ensemble, kernel: Kernel = "fused") -> onnx.ModelProto:
+def export_ensemble(ensemble: Ensemble, kernel: Kernel) -> onnx.ModelProto:
     """Members, meta-classifier and calibration as one graph, members of one shape grouped: what is served."""
     return ensemble_graph(ensemble, OPSET, kernel)
 
 
-def export_member(member: Member, kernel: Kernel = "fused") -> onnx.ModelProto:
+def export_member(member: Member, kernel: Kernel) -> onnx.ModelProto:
     """One member: frames and masks of its modalities to `logits [B, 8]` and `attributes [B, 3]`."""
     return member_graph(member, MEMBER_OUTPUTS, OPSET, kernel)
 

@@ -35,7 +35,7 @@ MANIFEST: Final = "manifest.json"
 SUMS: Final = "SHA256SUMS"
 SIGNATURE: Final = "SHA256SUMS.sig"
 ENSEMBLE: Final = "ensemble.onnx"
-LATER_FIELDS: Final = frozenset({"fallbacks", "lineage"})
+LATER_FIELDS: Final = frozenset({"fallbacks", "kernels", "lineage"})
 """Fields of a manifest that bundles of this format version may lack, because older programs did not write them."""
 ADAPTATION: Final = "adaptation.npy"
 """Mean functionals of the training data, `float32 [S, d]`."""
@@ -133,8 +133,10 @@ class Manifest:
         parity: parity figures that were measured.
         inputs: inputs of the ensemble's graph.
         outputs: outputs of the ensemble's graph.
-        costs: component -> its floating-point operations, parameters and bytes, as far as they were counted.
+        costs: component -> its floating-point operations, milliseconds, parameters and bytes, as far as they were counted.
         precisions: component -> the precision that its weights are stored and computed in ("fp32", "fp16", "int8", ...).
+        kernels: component -> how its attention is written: "fused" in ONNX Runtime's own operator, "composed" in ONNX's.
+            Bundles from before this field have none, and are composed.
         adaptation_strength: utterances that the reference in `adaptation.npy` counts for when functionals are adapted to their
             channel (`model.adaptation`); None where they are read as they are.
         fallbacks: smaller ensembles for when there is not time for all members, in the order in which they are turned to.
@@ -158,6 +160,7 @@ class Manifest:
     outputs: Tensors
     costs: dict[str, dict[str, float]] = field(default_factory=dict)
     precisions: dict[str, str] = field(default_factory=dict)
+    kernels: dict[str, str] = field(default_factory=dict)
     adaptation_strength: float | None = None
     fallbacks: tuple[Fallback, ...] = ()
     lineage: tuple[Lineage, ...] = ()

@@ -31,7 +31,8 @@ _REMEDIES: Final = {
 _FOLDERS: Final = {"trt_engine_cache_path", "trt_timing_cache_path"}
 """Options that name a folder which has to be there."""
 _ERRORS_ONLY: Final = 3
-_LOAD_ERRORS: Final = (
+RUN_ERRORS: Final = (
+    native.EPFail,
     native.Fail,
     native.InvalidArgument,
     native.InvalidGraph,
@@ -39,7 +40,7 @@ _LOAD_ERRORS: Final = (
     native.NotImplemented,
     native.RuntimeException,
 )
-"""What onnxruntime raises for a graph that it cannot run; it has no base class for them."""
+"""What onnxruntime raises for a graph that it cannot load or run; it has no base class for them."""
 
 
 class ProviderError(RuntimeError):
@@ -104,7 +105,7 @@ def load_graph(
     """
     try:
         session = make_session(path, threads, providers)
-    except _LOAD_ERRORS as error:
+    except RUN_ERRORS as error:
         version = onnxruntime.__version__
         raise BundleError(
             f"{path} does not load in onnxruntime {version}; upgrade it or export again: {error}"

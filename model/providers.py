@@ -11,7 +11,8 @@ What is asked for and missing is an error with its remedy, never another provide
 Source: ONNX Runtime's "CUDA Execution Provider" and "TensorRT Execution Provider" documentation.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, Literal, Self, get_args
 
@@ -115,6 +116,15 @@ class Execution:
                 f"cuda_graphs names shapes to record ({', '.join(wide)}) that no batch has: of max_batch_size = "
                 f"{self.max_batch} the largest has {most} rows; raise it, or leave them out"
             )
+
+    def with_kernels(self, kernels: Mapping[str, str]) -> "Execution":
+        """The same for a bundle: TensorRT does not have the operator of fused attention, and CUDA, which is beside it, does.
+
+        Args:
+            kernels: of the bundle's manifest.
+        """
+        fused = kernels.get("ensemble") == "fused"
+        return replace(self, ensemble="cuda") if fused and self.ensemble == "tensorrt" else self
 
     @property
     def encoders_bound(self) -> bool:

@@ -171,6 +171,7 @@ def load_runtime(path: Path, threads: int, execution: Execution = ON_CPU) -> Run
         ProviderError: as for `make_session`.
     """
     bundle = read_bundle(path)
+    execution = execution.with_kernels(bundle.manifest.kernels)
     graphs = with_graphs(bundle.spec)
     speech = tuple(
         OnnxSpeechEncoder(bundle, encoder, threads, execution)

@@ -61,7 +61,7 @@ def test_a_checkpoint_of_other_features_is_not_exported(tmp_path: Path) -> None:
 def test_a_bundle_for_other_features_is_refused(tmp_path: Path) -> None:
     bundle = write_voice_bundle(tmp_path)
     other = voice_checkpoint(68)
-    onnx.save(export_ensemble(other.ensemble()), bundle / "ensemble.onnx")
+    onnx.save(export_ensemble(other.ensemble(), "fused"), bundle / "ensemble.onnx")
     manifest = read_bundle_unchecked(bundle)
     encoders = tuple(replace(e, dim=68) if e.kind == "prosody" else e for e in manifest.ensemble.encoders)
     spec = replace(manifest.ensemble, encoders=encoders)

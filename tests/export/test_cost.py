@@ -48,15 +48,14 @@ def test_a_convolution_by_hand() -> None:
 def test_attention_and_all_else_of_a_member_by_hand() -> None:
     encoder = EncoderSpec("text", "text-transformer", WIDTH, 1)
     member = DeepSER(MemberSpec("m", ("text",), D, HEADS, LAYERS, FF, 0.0, 1), {"text": encoder}).eval()
-    attention = (
-        STEPS * STEPS * (2 * D + HEADS)
-    )  # scores, with the mask's bias of each head, and the values that they weigh
+    # Scores, with the mask's bias of each head, and the values that they weigh.
+    attention = STEPS * STEPS * (2 * D + HEADS)
     layer = STEPS * (3 * D * D + D * D + 2 * D * FF) + attention
     pooling = STEPS * D
     leg = STEPS * (WIDTH * D + D * D) + layer + pooling
     fusion = STEPS * (D * D + D * D) + layer + pooling
     heads = 2 * D * D + D * (CLASSES + ATTRIBUTES)
-    found = graph_flops(export_member(member), frame_sizes([encoder], 4.0))
+    found = graph_flops(export_member(member, "fused"), frame_sizes([encoder], 4.0))
     assert found == 2 * (leg + fusion + heads)
 
 

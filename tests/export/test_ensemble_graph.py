@@ -97,15 +97,15 @@ def trained(name: str, alike: bool) -> Ensemble:
 
 
 @cache
-def graph(name: str, alike: bool) -> onnx.ModelProto:
-    model = export_ensemble(trained(name, alike))
+def graph(name: str, alike: bool, kernel: Kernel = "fused") -> onnx.ModelProto:
+    model = export_ensemble(trained(name, alike), kernel)
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
 @cache
-def session(name: str, alike: bool = True) -> InferenceSession:
-    return make_session(graph(name, alike).SerializeToString(), threads=1)
+def session(name: str, alike: bool = True, kernel: Kernel = "fused") -> InferenceSession:
+    return make_session(graph(name, alike, kernel).SerializeToString(), threads=1)
 
 
 def fused_nodes(model: onnx.ModelProto) -> int:
@@ -140,25 +140,28 @@ def run(model: bytes | Path | InferenceSession, feed: dict[str, npt.NDArray[np.g
     return list((model if isinstance(model, InferenceSession) else make_session(model, threads=1)).run(None, feed))
 
 
+@pytest.mark.parametrize("kernel", get_args(Kernel))
 @pytest.mark.parametrize("alike", [True, False])
 @pytest.mark.parametrize("name", RECIPES)
-def test_groups_compute_what_the_loop_of_members_computes(name: str, alike: bool) -> None:
+def test_groups_compute_what_the_loop_of_members_computes(name: str, alike: bool, kernel: Kernel) -> None:
     ensemble = trained(name, alike)
     feed = batch(ensemble.spec, items_for(ensemble.spec), extra_steps=2)
     posterior, attributes, votes = in_torch(ensemble, feed)
-    found = run(session(name, alike), feed)
+    found = run(session(name, alike, kernel), feed)
     np.testing.assert_allclose(found[0], posterior, atol=CLOSE, rtol=0)
     np.testing.assert_allclose(found[1] / 6, attributes / 6, atol=CLOSE, rtol=0)
     np.testing.assert_allclose(found[2], votes, atol=CLOSE, rtol=0)
 
 
+@pytest.mark.parametrize("kernel", get_args(Kernel))
 @pytest.mark.parametrize("name", RECIPES)
-def test_an_utterance_depends_on_neither_padding_nor_neighbours(name: str) -> None:
+def test_an_utterance_depends_on_neither_padding_nor_neighbours(name: str, kernel: Kernel) -> None:
     spec = trained(name, True).spec
     items = items_for(spec)
-    together = run(session(name), batch(spec, items, extra_steps=3))
+    graph_session = session(name, kernel=kernel)
+    together = run(graph_session, batch(spec, items, extra_steps=3))
     for row, item in enumerate(items):
-        for alone, all_rows in zip(run(session(name), batch(spec, [item])), together, strict=True):
+        for alone, all_rows in zip(run(graph_session, batch(spec, [item])), together, strict=True):
             np.testing.assert_allclose(all_rows[row : row + 1], alone, atol=6 * CLOSE, rtol=0)
 
 
@@ -194,7 +197,7 @@ def test_members_of_opposite_opinion_are_as_uncertain_as_can_be() -> None:
         for place, network in enumerate(ensemble.members):
             network.get_submodule("classifier").bias[place] = 1000.0  # type: ignore[operator]  # torch types it as a module
     (*_, uncertainty) = run(
-        export_ensemble(ensemble.eval()).SerializeToString(), batch(ensemble.spec, items_for(ensemble.spec))
+        export_ensemble(ensemble.eval(), "fused").SerializeToString(), batch(ensemble.spec, items_for(ensemble.spec))
     )
     np.testing.assert_allclose(uncertainty, 1.0, atol=1e-5)
 
@@ -228,10 +231,10 @@ def test_weights_of_a_group_are_kept_once(tmp_path: Path) -> None:
     store = WeightStore(tmp_path)
     networks, _ = tiny_networks(ensemble.spec)
     for network in networks:
-        store.write_with_weights(export_member(network), f"members/{network.spec.name}.onnx")
+        store.write_with_weights(export_member(network, "fused"), f"members/{network.spec.name}.onnx")
     networks, meta = tiny_networks(ensemble.spec)
     ensemble = Ensemble(ensemble.spec, networks, meta).eval()
-    store.write(export_ensemble(ensemble), "ensemble.onnx")
+    store.write(export_ensemble(ensemble, "fused"), "ensemble.onnx")
     stored = onnx.load(tmp_path / "ensemble.onnx", load_external_data=False)
     weights = sum(path.stat().st_size for path in (tmp_path / "members").glob("*.weights"))
     assert sum(len(tensor.raw_data) for tensor in stored.graph.initializer) < 0.05 * weights
@@ -252,7 +255,6 @@ def test_a_member_alone_computes_its_logits(name: str, number: int, kernel: Kern
     spec = replace(ensemble.spec, members=(network.spec,))
     model = export_member(network, kernel)
     onnx.checker.check_model(model, full_check=True)
-    assert kernel == "fused" or not fused_nodes(model)
     feed = batch(spec, items_for(spec), extra_steps=1)
     tensors = {name: torch.from_numpy(values) for name, values in feed.items()}
     names = network.spec.modalities
@@ -265,6 +267,7 @@ def test_a_member_alone_computes_its_logits(name: str, number: int, kernel: Kern
 def test_attention_is_fused_but_where_scores_have_a_guide() -> None:
     legs, fusions = len(ALL) * 2, 2 * 2  # of two layers each, once for all four members
     assert fused_nodes(graph("four of all", True)) == legs + fusions
-    guided = export_member(tiny_networks(trained("both families", False).spec)[0][0])
+    assert fused_nodes(graph("four of all", True, "composed")) == 0
+    guided = export_member(tiny_networks(trained("both families", False).spec)[0][0], "fused")
     assert fused_nodes(guided) == legs
     assert sum(node.op_type == "Softmax" for node in guided.graph.node) > 0

@@ -76,6 +76,11 @@ def test_a_bundle_records_its_precisions_and_what_they_cost(coarse_bundle: Path)
         "meta-classifier": "fp32",
         "ensemble": "fp16",
     }
+    assert manifest.kernels == {"member voice": "fused", "member words": "composed", "ensemble": "composed"}
+    for component, file in (("member voice", "members/voice.onnx"), ("ensemble", "ensemble.onnx")):
+        graph = onnx.load(coarse_bundle / file, load_external_data=False)
+        written = any(node.op_type == "MultiHeadAttention" for node in graph.graph.node)
+        assert written == (manifest.kernels[component] == "fused")
     limits = Limits()
     assert manifest.tolerances["encoder text, float32"] == limits.hidden
     assert manifest.tolerances["encoder text"] == limits.coarse_hidden["int8"]

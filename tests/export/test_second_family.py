@@ -114,7 +114,7 @@ def test_a_manifest_that_hides_the_shares_is_refused(bundle: Path, tmp_path: Pat
 def test_their_graphs_may_be_computed_in_other_precisions(checkpoint: Path, precision: Precision, limit: float) -> None:
     found = load_checkpoint(checkpoint)
     batch = feed(found.spec.encoders, example_items(found))
-    exact = export_member(found.members[0]).SerializeToString()
+    exact = export_member(found.members[0], "fused").SerializeToString()
     model = converted(export_member(found.members[0], kernel_of(precision)), precision)
     changed = (emulated(model) if precision == "bf16" else model).SerializeToString()
     logits = [make_session(graph, threads=1).run(["logits"], batch)[0] for graph in (exact, changed)]

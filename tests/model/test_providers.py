@@ -123,6 +123,14 @@ def test_shapes_that_cannot_be_recorded_are_refused(device: Device) -> None:
         Execution("cuda", gpu=gpu, bound=False)
 
 
+def test_fused_attention_runs_on_cuda_where_tensorrt_is_asked_for() -> None:
+    asked = Execution("tensorrt", "tensorrt")
+    assert asked.with_kernels({"ensemble": "fused"}) == Execution("tensorrt", "cuda")
+    assert asked.with_kernels({"ensemble": "composed", "member a": "fused"}) == asked
+    assert asked.with_kernels({}) == asked, "bundles from before say nothing and are composed"
+    assert Execution("cuda", "cpu").with_kernels({"ensemble": "fused"}) == Execution("cuda", "cpu")
+
+
 def test_shapes_that_no_batch_has_are_refused() -> None:
     gpu = GpuSettings(cuda_graphs=(FixedShape(1, 4), FixedShape(8, 4)))
     assert Execution("cuda", gpu=gpu, max_batch=5).recorded == gpu.cuda_graphs, "a batch of five has eight rows"
