@@ -26,12 +26,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-import onnx
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModel
 
-from export.cost import UTTERANCE_S, frame_sizes, graph_flops
+from export.cost import UTTERANCE_S, flops_of, frame_sizes
 from export.encoders import weights_file, write_graph
 from export.parity import Limits
 from export.parity_graphs import ensemble_differences
@@ -168,9 +167,7 @@ def measure_ensemble(threads: int, precision: Precision) -> bool:
         exported = time.perf_counter() - begun
         gc.collect()
         size = sum(file.stat().st_size for file in (path, weights_file(path)))
-        flops = graph_flops(
-            onnx.load(path, load_external_data=False), frame_sizes(inputs_of(checkpoint.spec), UTTERANCE_S)
-        )
+        flops = flops_of(path, frame_sizes(inputs_of(checkpoint.spec), UTTERANCE_S))
         begun = time.perf_counter()
         found = ensemble_differences(checkpoint, path)
         computed = time.perf_counter() - begun

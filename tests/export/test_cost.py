@@ -5,8 +5,9 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from export.cost import component_costs, frame_sizes, graph_flops, run_flops
+from export.cost import component_costs, flops_of, frame_sizes, graph_flops, run_flops
 from export.encoders import export_speech_encoder, write_graph
+from export.precision import converted
 from export.to_onnx import export_member
 from model.audio import SAMPLE_RATE_HZ
 from model.bundle import SPEECH_AUDIO, SPEECH_AUDIO_MASK
@@ -95,6 +96,18 @@ def test_a_run_counts_as_the_shapes_say(tmp_path: Path) -> None:
     assert run_flops(tmp_path / "conv.onnx", {"x": [1, 4, 21]}) == 2 * (6 * 10) * (2 * 3)
     with pytest.raises(ValueError, match="no run on inputs of"):
         run_flops(tmp_path / "conv.onnx", {"x": [1, 5, 21]})
+
+
+def test_a_graph_whose_shapes_cannot_be_followed_is_counted_on_a_run(tmp_path: Path) -> None:
+    encoder = EncoderSpec("text", "text-transformer", WIDTH, 1)
+    member = DeepSER(MemberSpec("m", ("text",), D, HEADS, LAYERS, FF, 0.0, 1), {"text": encoder}).eval()
+    graph, sizes = export_member(member, "fused"), frame_sizes([encoder], 4.0)
+    exact = graph_flops(graph, sizes)
+    coarse = converted(graph, "int8")
+    with pytest.raises(ValueError, match="no shapes follow"):
+        graph_flops(coarse, sizes)
+    write_graph(coarse, tmp_path / "int8.onnx")
+    assert flops_of(tmp_path / "int8.onnx", sizes) == pytest.approx(exact, rel=1e-2)
 
 
 def test_a_speech_encoder_whose_shapes_follow_from_its_mask_is_counted(tmp_path: Path) -> None:
