@@ -2,10 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,199 +10,19 @@ import pytest
 
 from daemon.detection import Detection
 from daemon.errors import UpstreamError
-from daemon.messages import CallEvent, CallInfo, EmotionEvent, Scores, Totals, Utterance
+from daemon.messages import CallEvent, EmotionEvent, Totals
 from daemon.pipeline import Call, Services
-from daemon.session import Previews, Session
+from daemon.session import Session
 from daemon.sinks.memory import MemorySink
-from daemon.wire import Message
-from model.adaptation import NO_HISTORY, History
-from model.audio import PRE_PAD, SAMPLE_RATE_HZ, VAD_WINDOW, Samples, ms_from_samples
+from model.audio import PRE_PAD, VAD_WINDOW, Samples
 from model.segmenter import Endpointing
+from tests.daemon.playing import INTERIM, PAUSE, SPEECH, playing
 from tests.factories import make_info
 from tests.fakes import ScriptedDetector, ScriptedScorer
 from tests.waiting import until
 
-SPEECH, PAUSE = [0.9] * 10, [0.0] * 20
-"""An utterance of 320 ms, and a pause that ends it."""
-INTERIM = SAMPLE_RATE_HZ // 2
 WAITING_FINALS = 8
 """Finals that may wait behind the one that is being scored."""
-
-
-@dataclass(frozen=True)
-class Played:
-    """A call under test, and everything that it gave."""
-
-    call: Call
-    scorer: ScriptedScorer
-    sink: MemorySink
-    told: list[Message]
-    scoring: "asyncio.Task[None]"
-
-    async def feed(self, windows: int) -> None:
-        """Silent samples on every channel: the script says which of them are speech."""
-        await self.call.feed([np.zeros(windows * VAD_WINDOW, np.float32)] * len(self.call.info.roles))
-
-    async def finish(self) -> None:
-        await self.call.close()
-        await self.scoring
-
-    @property
-    def published(self) -> list[tuple[int, int, int]]:
-        """Channel, index and interim count of every emotion event."""
-        found = [event.utterance for event in self.sink.events if isinstance(event, EmotionEvent)]
-        return [(utterance.channel, utterance.index, utterance.interim) for utterance in found]
-
-    @property
-    def asked(self) -> list[tuple[int, int]]:
-        """Index and interim count of everything that the engine was asked for."""
-        return [(utterance.index, utterance.interim) for utterance in self.scorer.seen]
-
-
-@asynccontextmanager
-async def playing(
-    *scripts: Sequence[float], scorer: ScriptedScorer | None = None, interim: int = 0, ahead: int = 0
-) -> AsyncIterator[Played]:
-    """A call with one script of speech probabilities per channel, being scored."""
-    scorer = scorer or ScriptedScorer()
-    sink, told = MemorySink(), list[Message]()
-    session = Session([ScriptedDetector(script) for script in scripts], Endpointing(), Previews(interim, ahead))
-    with ThreadPoolExecutor(1) as compute:
-        info = make_info(roles=("customer", "agent")[: len(scripts)])
-        call = Call(info, session, Services(scorer, sink, Detection(compute)), told.append)
-        scoring = asyncio.create_task(call.run())
-        yield Played(call, scorer, sink, told, scoring)
-        scoring.cancel()
-        with suppress(asyncio.CancelledError, UpstreamError):
-            await scoring
-
-
-AHEAD = 5 * VAD_WINDOW
-"""Silence after which an utterance is scored ahead."""
-
-
-def finals(played: Played) -> list[EmotionEvent]:
-    return [event for event in played.sink.events if isinstance(event, EmotionEvent) and event.utterance.final]
-
-
-async def test_an_utterance_is_scored_once_in_the_silence_that_ends_it() -> None:
-    async with playing(SPEECH + PAUSE, ahead=AHEAD) as played:
-        await played.feed(len(SPEECH) + 6)
-        await until(lambda: bool(played.scorer.ahead))
-        assert finals(played) == []
-        await played.feed(len(PAUSE) - 6)
-        await played.finish()
-    (event,) = finals(played)
-    assert played.scorer.seen == []
-    (ahead,) = played.scorer.ahead
-    assert played.scorer.ahead_s == [pytest.approx((16 - 6) * VAD_WINDOW / SAMPLE_RATE_HZ)], (
-        "what is left of the silence, of which six windows are here"
-    )
-    assert (ahead.start, ahead.end) == (event.utterance.start, event.utterance.end)
-    assert event.scores.transcript is not None
-    assert event.scores.latency.total < 100  # what is left to wait for once the silence has ended the utterance
-    endpoint = event.utterance.decided - event.utterance.end
-    assert event.scores.latency.endpoint == ms_from_samples(endpoint)
-
-
-async def test_speech_that_goes_on_is_scored_whole() -> None:
-    script = SPEECH + [0.0] * 7 + SPEECH + PAUSE
-    scorer = ScriptedScorer()
-    scorer.gate.clear()
-    async with playing(script, scorer=scorer, ahead=AHEAD) as played:
-        await played.feed(len(SPEECH) + 7)
-        await until(lambda: len(scorer.ahead) == 1)
-        await played.feed(len(SPEECH) + 7)
-        await until(lambda: len(scorer.ahead) == 2)
-        await played.feed(len(PAUSE) - 7)
-        scorer.gate.set()
-        await played.finish()
-    (event,) = finals(played)
-    assert scorer.seen == []
-    assert event.utterance.end == scorer.ahead[1].end > scorer.ahead[0].end
-    assert scorer.given_up == scorer.ahead[:1]
-
-
-async def test_work_ahead_ends_as_soon_as_speech_goes_on() -> None:
-    scorer = ScriptedScorer()
-    scorer.gate.clear()
-    async with playing(SPEECH + [0.0] * 7 + SPEECH, scorer=scorer, ahead=AHEAD) as played:
-        await played.feed(len(SPEECH) + 7)
-        await until(lambda: len(scorer.ahead) == 1)
-        await played.feed(1)
-        await until(lambda: scorer.given_up == scorer.ahead)
-
-
-async def test_a_scorer_that_does_nothing_ahead_scores_when_it_is_certain() -> None:
-    scorer = ScriptedScorer(busy=True)
-    async with playing(SPEECH + PAUSE, scorer=scorer, ahead=AHEAD) as played:
-        await played.feed(len(SPEECH) + 6)
-        await until(lambda: len(scorer.ahead) == 1)
-        await played.feed(len(PAUSE) - 6)
-        await played.finish()
-    assert [utterance.index for utterance in scorer.seen] == [0]
-    assert len(finals(played)) == 1
-
-
-@pytest.mark.parametrize("end", [PAUSE, [0.0] * 7 + SPEECH], ids=["ended", "resumed"])
-async def test_nothing_is_scored_ahead_for_a_pause_that_is_over_by_then(end: list[float]) -> None:
-    """Audio may come in large pieces, or faster than it is spoken: work ahead would wait until it would have been wanted."""
-    async with playing(SPEECH + end, ahead=AHEAD) as played:
-        await played.feed(len(SPEECH + end))
-        await played.finish()
-    assert played.scorer.ahead == []
-    assert [utterance.index for utterance in played.scorer.seen] == [0]
-    assert len(finals(played)) == 1
-
-
-@pytest.mark.parametrize("at_its_end", [True, False])
-async def test_the_scorer_is_told_that_what_it_scores_ahead_is_certain(at_its_end: bool) -> None:
-    """Else it would go on as if that was wanted later."""
-    scorer = ScriptedScorer()
-    scorer.gate.clear()
-    async with playing(SPEECH + [0.0] * 6, scorer=scorer, ahead=AHEAD) as played:
-        await played.feed(len(SPEECH) + 6)
-        await until(lambda: len(scorer.ahead) == 1)
-        assert scorer.accepted == []
-        await (played.call.close() if at_its_end else played.call.finalize())
-        (certain,) = scorer.accepted
-        assert (certain.start, certain.end) == (scorer.ahead[0].start, scorer.ahead[0].end)
-        scorer.gate.set()
-        await played.finish()
-    assert scorer.seen == []
-    assert len(finals(played)) == 1
-
-
-async def test_a_model_that_fails_ahead_is_asked_again() -> None:
-    scorer = ScriptedScorer(failing=frozenset({0}))
-    async with playing(SPEECH + PAUSE, scorer=scorer, ahead=AHEAD) as played:
-        await played.feed(len(SPEECH) + 6)
-        await until(lambda: len(scorer.ahead) == 1)
-        await played.feed(len(PAUSE) - 6)
-        await played.call.close()
-        with pytest.raises(UpstreamError, match="out of memory"):
-            await played.scoring
-    assert [utterance.index for utterance in scorer.seen] == [0]
-
-
-async def test_a_stream_that_ends_in_a_pause_uses_what_was_scored_ahead() -> None:
-    async with playing(SPEECH + [0.0] * 6, ahead=AHEAD) as played:
-        await played.feed(len(SPEECH) + 6)
-        await until(lambda: bool(played.scorer.ahead))
-        await played.finish()
-    assert played.scorer.seen == []
-    assert len(finals(played)) == 1
-
-
-async def test_work_ahead_is_given_up_with_its_stream() -> None:
-    scorer = ScriptedScorer()
-    scorer.gate.clear()
-    async with playing(SPEECH + PAUSE, scorer=scorer, ahead=AHEAD) as played:
-        await played.feed(len(SPEECH) + 6)
-        await until(lambda: bool(scorer.ahead))
-        played.scoring.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await played.scoring
 
 
 async def test_events_and_messages_tell_the_call_in_order() -> None:
@@ -464,49 +281,3 @@ async def test_a_feed_that_was_cancelled_ends_before_the_close_begins() -> None:
     found = [event.utterance.index for event in sink.events if isinstance(event, EmotionEvent)]
     assert found == [0, 1]
     assert call.totals == Totals(received_samples=40 * VAD_WINDOW + 5, utterances=2, finals=2)
-
-
-class CountingScorer(ScriptedScorer):
-    """Counts the finals of each history as a real engine would add them up."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.known: list[tuple[int, int, int, float]] = []
-
-    async def score(
-        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead_s: float = 0.0
-    ) -> Scores:
-        self.known.append((utterance.channel, utterance.index, utterance.interim, history.weight))
-        scores = await super().score(info, utterance, history, ahead_s=ahead_s)
-        return replace(scores, history=History(None, history.weight + 1))
-
-
-@pytest.mark.parametrize("ahead", [0, AHEAD])
-async def test_each_channel_is_heard_against_its_own_finals(ahead: int) -> None:
-    scorer = CountingScorer()
-    speech = SPEECH * 3
-    scripts = (speech + PAUSE + speech + PAUSE + speech + PAUSE, [0.0] * len(speech + PAUSE) + speech + PAUSE)
-    async with playing(*scripts, scorer=scorer, interim=INTERIM, ahead=ahead) as played:
-        for _ in range(0, len(scripts[0]), 5):
-            await played.feed(5)
-            await asyncio.sleep(0)
-        await played.finish()
-    assert {(channel, index) for channel, index, _, _ in scorer.known} == {(0, 0), (0, 1), (0, 2), (1, 0)}
-    assert any(interim for _, _, interim, _ in scorer.known)
-    assert all(weight == index for _, index, _, weight in scorer.known)
-
-
-async def test_nothing_is_scored_ahead_of_what_its_channel_still_waits_for() -> None:
-    scorer = CountingScorer()
-    scorer.gate.clear()
-    async with playing(SPEECH + PAUSE + SPEECH + PAUSE, scorer=scorer, ahead=AHEAD) as played:
-        await played.feed(len(SPEECH) + 8)
-        await until(lambda: len(scorer.ahead) == 1)
-        await played.feed(len(PAUSE + SPEECH))  # the second pause begins, the first utterance waits
-        await asyncio.sleep(0.01)
-        assert [utterance.index for utterance in scorer.ahead] == [0]
-        scorer.gate.set()
-        await played.feed(len(PAUSE))
-        await played.finish()
-    assert [event.utterance.index for event in finals(played)] == [0, 1]
-    assert all(weight == index for _, index, _, weight in scorer.known)

@@ -2,10 +2,10 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from redis.asyncio import Redis
@@ -19,7 +19,7 @@ from daemon.fleet.worker import Worker
 from daemon.interfaces import Scorer
 from daemon.messages import CallInfo, Scores, Utterance
 from daemon.sinks.redis import DEFAULT_STREAMS
-from model.adaptation import NO_HISTORY
+from model.adaptation import NO_HISTORY, History
 from model.audio import MIN_UTTERANCE
 from tests.factories import make_info, make_utterance
 from tests.fakes import ListeningScorer, heard_scores
@@ -28,6 +28,8 @@ BUNDLE: Final = make_info().model
 QUICK: Final = FleetSettings(visibility_s=0.3, poll_s=0.1, interim_s=1.0)
 """So that a test does not wait for what an operator would."""
 WITHIN_S: Final = 20.0
+
+Value = TypeVar("Value")
 
 
 def free_port() -> int:
@@ -53,6 +55,21 @@ def offline(count: int, channel: int = 0, *, without: frozenset[int] = frozenset
             history = scores.history
             found.append(scores)
     return found
+
+
+class Slow(ListeningScorer):
+    """Takes its time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    async def score(
+        self, info: CallInfo, utterance: Utterance, history: History = NO_HISTORY, *, ahead_s: float = 0.0
+    ) -> Scores:
+        self.seen.append(f"{info.session}:{utterance.channel}:{utterance.index}")
+        await asyncio.sleep(self._seconds)
+        return heard_scores(utterance, history)
 
 
 @asynccontextmanager
@@ -135,6 +152,14 @@ async def scored(gateway: RemoteScorer, info: CallInfo, utterances: list[Utteran
             found.append(await gateway.score(info, utterance, history))
             history = found[-1].history
     return found
+
+
+async def wait_for(ask: Callable[[], Awaitable[Value]], wanted: Callable[[Value], bool]) -> Value:
+    """Asks until the answer is the one that is wanted."""
+    async with asyncio.timeout(10):
+        while not wanted(answer := await ask()):  # noqa: ASYNC110  # Redis sets no event
+            await asyncio.sleep(0.01)
+    return answer
 
 
 async def published(url: str, key: str = DEFAULT_STREAMS.events_key) -> list[dict[str, str]]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-import pytest_asyncio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -45,12 +44,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 DOCS: Final = (Path(__file__).parents[3] / "docs" / "scale-out.md").read_text(encoding="utf-8")
 RULES: Final = dict(re.findall(r"^user (medusa-\w+) (.*)$", DOCS, re.MULTILINE))
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def server() -> AsyncIterator[EmbeddedRedis]:
-    async with EmbeddedRedis.start() as running:
-        yield running
 
 
 async def command(client: "Redis", *parts: str | int) -> Any:
