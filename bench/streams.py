@@ -19,6 +19,7 @@ lost         utterances without a final result in Redis, or on the connection wh
 repeated     final results beside the first of their event id, or of their utterance where it is found offline
 unexpected   final results that the same audio does not have offline
 failed       calls that ended before their audio did
+missing      audio that did not arrive, as WebRTC's door tells it: whoever reads packets too late loses them
 
 Processor time and memory are those of the processes under test, without Redis: the peak is that since the streams began, and
 per stream counts what it lies above the idle processes; of "per-client" all of it, whose models are its clients'. "fleet" is
@@ -148,7 +149,9 @@ def row_of(load: Load, heard: Sequence[Heard], found: Sequence[Entry], wanted: S
     row["slowest_stream"] = max(medians) / max(_SOON_MS, float(np.median(together))) if medians else None
     row["interims"] = sum(one.interims for one in heard)
     row["dropped_interims"] = sum(one.dropped for one in heard)
-    row["held"] = counts.clean and not row["failed"] and bool(together) and row["wait_ms"]["p95"]["value"] < _LIMIT_MS
+    row["missing_s"] = sum(one.missing_ms for one in heard) / 1000
+    whole = counts.clean and not row["failed"] and not row["missing_s"]
+    row["held"] = whole and bool(together) and row["wait_ms"]["p95"]["value"] < _LIMIT_MS
     return row
 
 
@@ -163,6 +166,7 @@ def line_of(row: Row) -> str:
     if due := row["interims"] + row["dropped_interims"]:
         parts.append(f"interim results {row['interims']} of {due}")
     parts += [f"{row[name]} {name}" for name in ("lost", "repeated", "unexpected")]
+    parts += [f"{row['missing_s']:.1f} s of audio did not arrive"] if row["missing_s"] else []
     parts += [f"{row['unended']} calls without an end"] if row["unended"] else []
     parts += [f"{len(row['failed'])} calls failed ({row['failed'][0]})"] if row["failed"] else []
     parts.append(f"{row['cores']:.2f} cores, {row['cpu_percent_per_stream']:.2f} % of one per stream")
