@@ -16,13 +16,13 @@ from daemon.metrics import Metrics
 from daemon.stream import cancelled
 
 _EVERY_S: Final = 0.25
-_TRIM_S: Final = 60.0
+_TIDY_S: Final = 60.0
 _BUCKETS_S: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
 
 
 @asynccontextmanager
 async def vitals(metrics: Metrics) -> AsyncIterator[None]:
-    """Tells `metrics` how the process is, until the block ends."""
+    """Tells `metrics` how the process is, and keeps its memory tidy, until the block ends; what is loaded by now stays."""
     ProcessCollector(registry=metrics.registry)
     metrics.watch("medusa_tasks", "Tasks of the event loop", lambda: len(asyncio.all_tasks()))
     metrics.watch("medusa_python_blocks", "Blocks of memory that Python's small objects hold", sys.getallocatedblocks)
@@ -40,13 +40,14 @@ async def vitals(metrics: Metrics) -> AsyncIterator[None]:
     )
     tasks = [
         asyncio.create_task(_measure(lag), name="event loop lag"),
-        asyncio.create_task(_trim(), name="trim"),
+        asyncio.create_task(_tidy(), name="tidy"),
     ]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            await cancelled(task)
+    with memory.settled():
+        try:
+            yield
+        finally:
+            for task in tasks:
+                await cancelled(task)
 
 
 async def _measure(lag: Histogram) -> None:
@@ -57,7 +58,7 @@ async def _measure(lag: Histogram) -> None:
         lag.observe(max(0.0, loop.time() - due))
 
 
-async def _trim() -> None:
+async def _tidy() -> None:
     while True:
-        await asyncio.sleep(_TRIM_S)
-        await asyncio.to_thread(memory.trim)
+        await asyncio.sleep(_TIDY_S)
+        await asyncio.to_thread(memory.tidy)

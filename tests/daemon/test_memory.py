@@ -1,11 +1,13 @@
 """Arenas of malloc, counted where they are: in a process of their own."""
 
+import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
 
-from daemon.memory import allocated, share_arenas
+from daemon.memory import allocated, collect, settled, share_arenas, tidy
 
 PROGRAM = """
 import ctypes, re, sys, tempfile, threading
@@ -64,3 +66,31 @@ def test_what_malloc_gave_out_is_told_and_what_it_got_back_is_not() -> None:
     assert after is not None
     assert held - before > 60 << 20
     assert after - before < 4 << 20
+
+
+class Ring:
+    """Refers to itself, as a task does to its traceback."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_what_is_settled_is_looked_at_only_when_everything_is() -> None:
+    before, later = Ring(), Ring()
+    with settled():
+        seen = weakref.ref(before)
+        del before
+        tidy()
+        assert seen() is not None
+        collect()
+        assert seen() is None
+        assert gc.get_freeze_count() > 0, "what is left is settled again"
+        fresh = weakref.ref(Ring())
+        tidy()
+        assert fresh() is None, "what comes later is found"
+    assert gc.get_freeze_count() == 0
+    gone = weakref.ref(later)
+    del later
+    collect()
+    assert gone() is None
+    assert gc.get_freeze_count() == 0, "nothing was settled"
