@@ -13,7 +13,7 @@ from jsonschema import Draft7Validator
 from referencing import Registry
 from referencing.jsonschema import DRAFT7
 
-from daemon import parking, pipeline, request, resample, streams, wire
+from daemon import parking, pipeline, request, resample, stream, streams, wire
 from daemon.errors import PeerError
 from daemon.request import StreamRequest, request_of_message, request_of_query
 from daemon.resample import AudioDecoder
@@ -214,14 +214,14 @@ def test_the_server_knows_what_a_client_may_send(kind: str) -> None:
 
 
 def test_error_codes_are_those_in_the_code() -> None:
-    modules = (parking, pipeline, resample, request, streams, native, opus, websocket)
+    modules = (parking, pipeline, resample, request, stream, streams, native, opus, websocket)
     raised = {code for module in modules for call in ("PeerError", "wire.error") for code in literals(module, call)}
     assert SCHEMAS["ErrorCode"]["enum"] == sorted(raised)
 
 
 def test_reasons_of_an_end_are_those_in_the_code() -> None:
     endings, codes = set(SCHEMAS["Ending"]["enum"]), set(SCHEMAS["ErrorCode"]["enum"])
-    written = literals(websocket, "Ending") | literals(streams, "Ending")
+    written = literals(websocket, "Ending") | literals(stream, "Ending")
     assert endings <= written <= endings | codes
 
 
