@@ -157,7 +157,7 @@ def test_a_key_is_never_overwritten(tmp_path: Path, taken: str) -> None:
     (tmp_path / taken).write_text("mine")
     result = run("keygen", tmp_path / "bundles.key")
     assert result.exit_code == 2
-    assert f"{tmp_path / taken} exists already" in result.stderr.replace("\n", "")
+    assert f"{tmp_path / taken}existsalready" in "".join(result.stderr.split())
     assert [path.name for path in tmp_path.iterdir()] == [taken]
     assert (tmp_path / taken).read_text() == "mine"
 
@@ -186,7 +186,7 @@ def test_a_damaged_bundle_is_not_signed(tmp_path: Path, key: Path) -> None:
     (folder / "meta.onnx").write_bytes(b"")
     result = run("sign", folder, "--key", key)
     assert result.exit_code == 2
-    assert "meta.onnx is damaged" in result.stderr.replace("\n", "")
+    assert "meta.onnxisdamaged" in "".join(result.stderr.split())
     assert not (folder / "SHA256SUMS.sig").exists()
 
 
