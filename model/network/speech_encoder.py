@@ -171,6 +171,17 @@ def _hears_padding(config: Any) -> bool:
     return bool(config.model_type == _DATA2VEC or config.feat_extract_norm == _OVER_TIME)
 
 
+def _in_float32(convolution: nn.Conv1d) -> None:
+    """Has a convolution computed in float32 wherever less is asked for."""
+    computed = convolution.forward
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return computed(x.float())
+
+    convolution.forward = forward  # type: ignore[assignment]  # of this instance alone
+
+
 class SpeechFrames:
     """A speech encoder on arrays.
 
@@ -186,6 +197,11 @@ class SpeechFrames:
     ) -> None:
         self._network = network.to(device)
         self._standardised, self._device, self._autocast = standardised, device, autocast
+        if device.type == "cpu" and autocast is not None:
+            # oneDNN gets convolutions in groups wrong in bfloat16 where the processor has AMX (docs/LOG.md, 2026-11-22).
+            for part in network.modules():
+                if isinstance(part, nn.Conv1d) and part.groups > 1:
+                    _in_float32(part)
 
     @property
     def dim(self) -> int:
