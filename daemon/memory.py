@@ -59,7 +59,7 @@ def settled() -> Iterator[None]:
     """Has the collector look no more at what is there now, models above all, until the block ends.
 
     To look through all of that takes 30 to 500 ms, in which the event loop stands still, and because it is so much Python looks
-    rarely: what streams leave behind that refers to itself lay there for up to an hour, 5 MB of it.
+    rarely: what streams leave behind that refers to itself waits for that.
     """
     gc.freeze()
     try:
