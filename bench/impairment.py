@@ -226,7 +226,7 @@ def impaired_row(name: str, found: Collection[Entry], heard: Sequence[Heard], ca
         "received_s": received_ms / 1000,
         "sent_s": len(heard) * cast.seconds,
         **{key: counts[key] for key in keys},
-        "missing_ms": sum(one.missing_ms for one in heard),
+        "missing_ms": sum(sum(one.missing_ms.values()) for one in heard),
         "ends": dict(ends),
         "failed": sorted({one.failed for one in heard if one.failed}),
     }

@@ -44,7 +44,7 @@ class Heard:
         interims: interim results.
         dropped: interim results that were left out.
         gaps: audio that did not arrive, as often as it was told.
-        missing_ms: how much of it.
+        missing_ms: how much of it, by reason.
     """
 
     call: str
@@ -54,7 +54,7 @@ class Heard:
     interims: int = 0
     dropped: int = 0
     gaps: int = 0
-    missing_ms: float = 0.0
+    missing_ms: dict[str, float] = field(default_factory=dict)
 
     def hear(self, message: dict[str, Any]) -> None:
         """Takes a message of the native protocol, which WHIP's data channel speaks too."""
@@ -64,7 +64,8 @@ class Heard:
             self.times.append((latency["total"], work))
             self.ids = [*(self.ids or []), message["event_id"]]
         elif message["type"] == "gap":
-            self.gaps, self.missing_ms = self.gaps + 1, self.missing_ms + message["duration_ms"]
+            self.gaps += 1
+            self.missing_ms[message["reason"]] = self.missing_ms.get(message["reason"], 0.0) + message["duration_ms"]
         elif message["type"] == "session.closed":
             self.interims, self.dropped = message["totals"]["interims"], message["totals"]["dropped_interims"]
 

@@ -19,7 +19,8 @@ lost         utterances without a final result in Redis, or on the connection wh
 repeated     final results beside the first of their event id, or of their utterance where it is found offline
 unexpected   final results that the same audio does not have offline
 failed       calls that ended before their audio did
-missing      audio that did not arrive, as WebRTC's door tells it: whoever reads packets too late loses them
+missing      audio that did not arrive, as WebRTC's door tells it: "lost" on the way, "dropped" because nobody took it in time,
+             or "paused", the sender's own doing or that of a machine too slow for it
 
 Processor time and memory are those of the processes under test, without Redis: the peak is that since the streams began, and
 per stream counts what it lies above the idle processes; of "per-client" all of it, whose models are its clients'. "fleet" is
@@ -32,6 +33,7 @@ where all of them share one. A run is held if nothing is missing and p95 of the 
 import argparse
 import asyncio
 import functools
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -149,7 +151,8 @@ def row_of(load: Load, heard: Sequence[Heard], found: Sequence[Entry], wanted: S
     row["slowest_stream"] = max(medians) / max(_SOON_MS, float(np.median(together))) if medians else None
     row["interims"] = sum(one.interims for one in heard)
     row["dropped_interims"] = sum(one.dropped for one in heard)
-    row["missing_s"] = sum(one.missing_ms for one in heard) / 1000
+    missing = sum((Counter(one.missing_ms) for one in heard), Counter())
+    row["missing_s"] = {reason: missing_ms / 1000 for reason, missing_ms in sorted(missing.items())}
     whole = counts.clean and not row["failed"] and not row["missing_s"]
     row["held"] = whole and bool(together) and row["wait_ms"]["p95"]["value"] < _LIMIT_MS
     return row
@@ -166,7 +169,7 @@ def line_of(row: Row) -> str:
     if due := row["interims"] + row["dropped_interims"]:
         parts.append(f"interim results {row['interims']} of {due}")
     parts += [f"{row[name]} {name}" for name in ("lost", "repeated", "unexpected")]
-    parts += [f"{row['missing_s']:.1f} s of audio did not arrive"] if row["missing_s"] else []
+    parts += [f"{missing_s:.1f} s of audio {reason}" for reason, missing_s in row["missing_s"].items()]
     parts += [f"{row['unended']} calls without an end"] if row["unended"] else []
     parts += [f"{len(row['failed'])} calls failed ({row['failed'][0]})"] if row["failed"] else []
     parts.append(f"{row['cores']:.2f} cores, {row['cpu_percent_per_stream']:.2f} % of one per stream")

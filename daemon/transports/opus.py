@@ -49,8 +49,8 @@ def packet_samples(packet: bytes) -> int:
     return frames * frame
 
 
-class OpusDecoder:
-    """Decodes the messages of one stream.
+class OpusCodec:
+    """Decodes the packets of one stream at Opus's own rate.
 
     Args:
         channels: 2 keeps both channels of a packet, 1 mixes them.
@@ -66,10 +66,9 @@ class OpusDecoder:
         self._codec = av.CodecContext.create("libopus", "r")
         assert isinstance(self._codec, av.AudioCodecContext)
         self._codec.sample_rate, self._codec.layout, self._codec.format = OPUS_RATE_HZ, "stereo", "s16"
-        self._resamplers = [StreamResampler(OPUS_RATE_HZ) for _ in range(channels)]
 
-    def decode(self, packet: bytes) -> list[Samples]:
-        """Samples at 16 kHz of every channel, `float32 [T]`.
+    def decode(self, packet: bytes) -> Samples:
+        """Samples at 48 kHz, `float32 [channels, T]`.
 
         Raises:
             PeerError: if the message is no packet.
@@ -80,12 +79,37 @@ class OpusDecoder:
         except av.error.FFmpegError as error:
             raise _broken(f"a message of {len(packet)} bytes is no Opus packet: {error.strerror}") from error
         decoded = [frame.to_ndarray().reshape(-1, 2) for frame in frames]
-        stereo = np.concatenate(decoded).astype(np.float32) / _FULL_SCALE if decoded else np.zeros((0, 2), np.float32)
-        if len(stereo) != wanted:
-            raise _broken(f"an Opus packet of {wanted} samples was decoded to {len(stereo)}")
-        kept = stereo if self._channels == 2 else stereo.mean(axis=1, keepdims=True)
+        stereo = np.concatenate(decoded, dtype=np.float32).T if decoded else np.zeros((2, 0), np.float32)
+        if stereo.shape[1] != wanted:
+            raise _broken(f"an Opus packet of {wanted} samples was decoded to {stereo.shape[1]}")
+        if self._channels == 1:
+            return (stereo[:1] + stereo[1:]) * np.float32(0.5 / _FULL_SCALE)
+        return np.ascontiguousarray(stereo) / np.float32(_FULL_SCALE)
+
+
+class OpusDecoder:
+    """Decodes the messages of one stream to 16 kHz.
+
+    Args:
+        channels: 2 keeps both channels of a packet, 1 mixes them.
+
+    Raises:
+        PeerError: if there are more or fewer.
+    """
+
+    def __init__(self, channels: int) -> None:
+        self._codec = OpusCodec(channels)
+        self._resamplers = [StreamResampler(OPUS_RATE_HZ) for _ in range(channels)]
+
+    def decode(self, packet: bytes) -> list[Samples]:
+        """Samples at 16 kHz of every channel, `float32 [T]`.
+
+        Raises:
+            PeerError: if the message is no packet.
+        """
         return [
-            resampler.push(np.ascontiguousarray(kept[:, channel])) for channel, resampler in enumerate(self._resamplers)
+            resampler.push(samples)
+            for resampler, samples in zip(self._resamplers, self._codec.decode(packet), strict=True)
         ]
 
     def flush(self) -> list[Samples]:

@@ -72,8 +72,8 @@ def test_a_call_that_went_silent_owes_what_had_arrived() -> None:
 def test_probabilities_behind_a_lossy_codec_are_not_compared() -> None:
     found = [*(scored(index, "x", 0.1) for index in range(3)), over("x")]
     assert impaired_row("delay", found, [Heard("x")], CAST)["wrong"] == 3
-    assert impaired_row("loss", found, [Heard("x", gaps=2, missing_ms=80.0)], CAST)["wrong"] == 0
-    assert impaired_row("loss", found, [Heard("x", gaps=2, missing_ms=80.0)], CAST)["gaps"] == 2
+    assert impaired_row("loss", found, [Heard("x", gaps=2, missing_ms={"lost": 80.0})], CAST)["wrong"] == 0
+    assert impaired_row("loss", found, [Heard("x", gaps=2, missing_ms={"lost": 80.0})], CAST)["gaps"] == 2
 
 
 def test_a_wrong_result_of_any_call_is_the_exit_status() -> None:

@@ -1,7 +1,7 @@
-"""One peer connection: audio frames out of it, results into it.
+"""One peer connection: packets of audio out of it, results into it.
 
-aiortc buffers decoded frames without bound, so the track is read at once, whatever happens behind it, into a queue that drops
-its oldest frames.
+aiortc would decode every track in a thread of its own and buffer what it decoded without bound. Packets are taken from it
+before that, into a queue that drops its oldest ones.
 """
 
 import asyncio
@@ -10,7 +10,6 @@ import string
 from collections.abc import Callable, Iterable
 from typing import Final
 
-import av
 from aiortc import (
     MediaStreamError,
     RTCBundlePolicy,
@@ -27,12 +26,12 @@ from aiortc.sdp import candidate_from_sdp
 from daemon.channel import Channel, Overflow
 from daemon.errors import PeerError
 from daemon.stream import cancelled
-from daemon.transports.whip.reorder import Reorder
+from daemon.transports.whip.reorder import Encoded, Packet, Reorder
 from daemon.transports.whip.results import ResultLog
 from daemon.transports.whip.rules import IceServer
 from daemon.transports.whip.sdp import MAX_CANDIDATES, Credentials, Offer, local_candidates, write_answer
 
-WAITING_FRAMES: Final = 512
+WAITING_PACKETS: Final = 512
 """About 10 s of audio, while the models are behind."""
 _MAX_BUFFERED_BYTES: Final = 1 << 18
 """Of results on the way to a client that is slow; the rest waits in the log."""
@@ -50,9 +49,9 @@ class Peer:
         log: what a data channel tells.
 
     Attributes:
-        frames: decoded audio, packed int16 stereo at 48 kHz; closed once nothing more comes.
+        packets: of Opus, in order; closed once nothing more comes.
         heard: takes every text that the client says over a data channel.
-        heard_at: loop time of the last frame.
+        heard_at: loop time of the last packet.
         candidates: our addresses.
     """
 
@@ -67,10 +66,10 @@ class Peer:
         self._draining: asyncio.Task[None] | None = None
         self._telling: asyncio.Task[None] | None = None
         self._resolving: set[asyncio.Task[None]] = set()
-        self._packets = Reorder()
+        self._order = Reorder()
         self._mid = ""
         self._signalled = 0
-        self.frames: Channel[av.AudioFrame] = Channel(WAITING_FRAMES, Overflow.DROP_OLDEST)
+        self.packets: Channel[Encoded] = Channel(WAITING_PACKETS, Overflow.DROP_OLDEST)
         self.heard: Callable[[str], None] = lambda text: None
         self.heard_at = asyncio.get_running_loop().time()
         self.candidates: tuple[str, ...] = ()
@@ -131,18 +130,14 @@ class Peer:
         self._signalled = 0
         return new
 
-    def lost_before(self, frame: av.AudioFrame) -> int:
-        """Packets that were lost right before a frame; asked in the order of the frames."""
-        return self._packets.lost_before(frame.pts or 0)
-
     async def stop_media(self) -> None:
-        """No more audio; what was decoded can still be taken."""
+        """No more audio; what has come can still be taken."""
         for transceiver in self._pc.getTransceivers():
             await transceiver.stop()
         if self._draining is not None:
             await asyncio.wait({self._draining}, timeout=1.0)  # one that never began never ends
             await cancelled(self._draining)
-        await self.frames.close()
+        await self._end()
 
     async def goodbye(self, timeout_s: float) -> None:
         """Waits until a client with a data channel has hung up, which it does once it has read the end."""
@@ -165,19 +160,26 @@ class Peer:
         receiver = self._pc.getReceivers()[0]
         if not hasattr(receiver, _JITTER_BUFFER):
             raise RuntimeError(f"this version of aiortc has no {_JITTER_BUFFER}; 1.15 and 1.16 have")
-        setattr(receiver, _JITTER_BUFFER, self._packets)
-        self._draining = asyncio.create_task(self._drain(track), name="track")
+        setattr(receiver, _JITTER_BUFFER, _Tap(self._take))
+        self._draining = asyncio.create_task(self._watch(track), name="track")
 
-    async def _drain(self, track: MediaStreamTrack) -> None:
-        loop = asyncio.get_running_loop()
+    def _take(self, packet: Packet) -> None:
+        self.heard_at = asyncio.get_running_loop().time()
+        for encoded in self._order.add(packet):
+            self.packets.offer(encoded)
+
+    async def _watch(self, track: MediaStreamTrack) -> None:
+        """Waits for the end of a track, which has nothing else to say: no packet reaches its decoder."""
         try:
             while True:
-                frame = await track.recv()
-                self.heard_at = loop.time()
-                if isinstance(frame, av.AudioFrame):
-                    self.frames.offer(frame)
+                await track.recv()
         except MediaStreamError:
-            await self.frames.close()
+            await self._end()
+
+    async def _end(self) -> None:
+        for encoded in self._order.finish():
+            self.packets.offer(encoded)
+        await self.packets.close()
 
     def _open(self, channel: RTCDataChannel) -> None:
         channel.on("message", self._say)
@@ -205,6 +207,18 @@ class Peer:
             self._over.set()
             # Whether or not the track notices: a peer that is gone sends nothing more.
             await self.stop_media()
+
+
+class _Tap:
+    """Stands where aiortc has its jitter buffer, and lets nothing through to the decoder."""
+
+    def __init__(self, take: Callable[[Packet], None]) -> None:
+        self._take = take
+
+    def add(self, packet: Packet) -> tuple[bool, None]:
+        """Takes a packet; neither asks for a picture nor has a frame."""
+        self._take(packet)
+        return False, None
 
 
 def _random(length: int) -> str:

@@ -4,20 +4,18 @@ import asyncio
 import contextlib
 from typing import Any, Final
 
-import av
-import numpy as np
-
 from daemon import wire
 from daemon.channel import Closed
 from daemon.errors import CLOSE_POLICY, PeerError
 from daemon.request import parse_object
 from daemon.stream import GOING_AWAY, MODEL_FAILED, SERVER_ERROR, Ending, Stream, cancelled
 from daemon.streams import Streams
-from daemon.transports.whip.intake import Intake, Piece
+from daemon.transports.whip.intake import Hole, Intake
 from daemon.transports.whip.peer import Peer
+from daemon.transports.whip.reorder import Encoded
 from daemon.transports.whip.results import ResultLog
 from daemon.transports.whip.timeline import Gap, Gaps, Reason
-from model.audio import SAMPLE_RATE_HZ, VAD_WINDOW, Samples
+from model.audio import SAMPLE_RATE_HZ, VAD_WINDOW
 
 CLIENT_CLOSED: Final = Ending("client_closed")
 _CLIENT_GONE: Final = Ending("client_gone")
@@ -25,7 +23,7 @@ CONNECT_S: Final = 20.0
 """How long a session may hold its place without a connection."""
 _TICK_S: Final = 0.5
 _GRACE_S: Final = 2.0
-"""Frames may be this late before silence stands in for them: then speech that a client broke off can end."""
+"""Packets may be this late before silence stands in for them: then speech that a client broke off can end."""
 _GAP_WINDOW: Final = SAMPLE_RATE_HZ
 _FAREWELL_S: Final = 2.0
 
@@ -51,7 +49,6 @@ class WhipSession:
         self._holds = held
         self._intake = Intake(len(stream.info.roles), streams.rules.idle_timeout_s)
         self._gaps = Gaps(_GAP_WINDOW)
-        self._held: list[list[Samples]] = []
         self._asked: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self._finalize = False
         self._spoke_at = asyncio.get_running_loop().time()
@@ -112,8 +109,8 @@ class WhipSession:
     async def _feed(self) -> Ending:
         """Hands on audio until no more comes, and says why."""
         ending = await self._listen()
-        await self._take(self._intake.flush())
         await self._hand_over()
+        await self._stream.feed(self._intake.flush())
         self._tell(self._gaps.finish())
         return ending
 
@@ -124,7 +121,8 @@ class WhipSession:
                 await self._hand_over()
                 await self._stream.finalize()
             try:
-                frame = await asyncio.wait_for(self._peer.frames.get(), _TICK_S)
+                async with asyncio.timeout(_TICK_S):
+                    packet = await self._peer.packets.get()
             except TimeoutError:
                 idle = await self._wait_on()
                 if idle is not None:
@@ -132,14 +130,15 @@ class WhipSession:
                 continue
             except Closed:
                 return _CLIENT_GONE if self._peer.failed else CLIENT_CLOSED
-            reason = self._reason(frame)
+            reason = self._reason(packet)
             self._fed_at = asyncio.get_running_loop().time()
-            for piece in self._intake.push(frame, self._fed_at):
-                await self._take(piece, reason)
-            self._tell(self._gaps.passed(self._intake.position))
+            self._miss(self._intake.push(packet, self._fed_at), reason)
+            if self._intake.held >= VAD_WINDOW:
+                await self._hand_over()
+                await asyncio.sleep(0)  # others get their turn while this one catches up
 
     async def _wait_on(self) -> PeerError | None:
-        """No frame for a while: silence stands in, or the client is given up."""
+        """No packet for a while: silence stands in, or the client is given up."""
         now = asyncio.get_running_loop().time()
         limit = self._streams.rules.idle_timeout_s
         if not self._peer.connected:
@@ -148,31 +147,26 @@ class WhipSession:
             return PeerError("idle", f"no audio for {limit:g} s", CLOSE_POLICY)
         if self._fed_at is not None and (missing := now - self._fed_at - _GRACE_S) > 0:
             self._fed_at += missing
-            for piece in self._intake.pause(missing):
-                await self._take(piece, "paused")
-            self._tell(self._gaps.passed(self._intake.position))
+            self._miss(self._intake.pause(missing), "paused")
+            await self._hand_over()
         return None
 
-    def _reason(self, frame: av.AudioFrame) -> Reason:
-        """Why audio is missing before a frame, if it is."""
-        lost, dropped = self._peer.lost_before(frame), self._peer.frames.dropped
-        reason: Reason = "lost" if lost else "paused"
+    def _reason(self, packet: Encoded) -> Reason:
+        """Why audio is missing before a packet, if it is."""
+        dropped = self._peer.packets.dropped
+        reason: Reason = "lost" if packet.lost or self._intake.spoiled else "paused"
         if dropped > self._counted_dropped:
             self._counted_dropped, reason = dropped, "dropped"
         return reason
 
-    async def _take(self, piece: Piece, reason: Reason = "paused") -> None:
-        if piece.hole is not None:
-            self._tell(self._gaps.add(*piece.hole, reason))
-        self._held.append(piece.channels)
-        if sum(len(channels[0]) for channels in self._held) >= VAD_WINDOW:
-            await self._hand_over()
+    def _miss(self, hole: Hole | None, reason: Reason) -> None:
+        if hole is not None:
+            self._tell(self._gaps.add(*hole, reason))
+        self._tell(self._gaps.passed(self._intake.position))
 
     async def _hand_over(self) -> None:
-        """A speech window at a time: less would only cost."""
-        held, self._held = self._held, []
-        if held:
-            await self._stream.feed([np.concatenate(parts) for parts in zip(*held, strict=True)])
+        for channels in self._intake.take():
+            await self._stream.feed(channels)
 
     def _tell(self, gaps: list[Gap]) -> None:
         channels = range(len(self._stream.info.roles))

@@ -5,19 +5,20 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import av
 import numpy as np
 import pytest
 from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 
 from daemon.channel import Closed
+from daemon.transports.opus import packet_samples
 from daemon.transports.whip.intake import Intake
-from daemon.transports.whip.peer import WAITING_FRAMES, Peer
+from daemon.transports.whip.peer import WAITING_PACKETS, Peer
+from daemon.transports.whip.reorder import Encoded
 from daemon.transports.whip.results import ResultLog
 from daemon.transports.whip.sdp import parse_offer
 from model.audio import SAMPLE_RATE_HZ
 from tests.daemon.transports.test_whip_timeline import joined, loudest_hz, tones
-from tests.daemon.transports.whip_client import PACKET, RATE_HZ, SoundTrack, needs_network, stereo_offer
+from tests.daemon.transports.whip_client import PACKET, SoundTrack, needs_network, stereo_offer
 
 pytestmark = needs_network
 
@@ -39,13 +40,13 @@ async def connected(track: SoundTrack) -> AsyncIterator[Peer]:
         await peer.close()
 
 
-async def waiting(peer: Peer) -> list[av.AudioFrame]:
-    """All frames of a track that is over."""
-    frames = []
+async def waiting(peer: Peer) -> list[Encoded]:
+    """All packets of a track that is over."""
+    packets = []
     with contextlib.suppress(Closed):
         while True:
-            frames.append(await peer.frames.get())
-    return frames
+            packets.append(await peer.packets.get())
+    return packets
 
 
 async def test_two_people_on_two_channels_stay_apart() -> None:
@@ -57,8 +58,9 @@ async def test_two_people_on_two_channels_stay_apart() -> None:
         await asyncio.wait_for(track.ended.wait(), 30)
         await asyncio.sleep(0.3)
         await peer.stop_media()
-        pieces = [piece for frame in await waiting(peer) for piece in intake.push(frame, 0.0)]
-    left, right = (samples[SAMPLE_RATE_HZ // 2 :] for samples in joined(pieces))
+        packets = await waiting(peer)
+    assert [intake.push(packet, 0.0) for packet in packets] == [None] * len(packets)
+    left, right = (samples[SAMPLE_RATE_HZ // 2 :] for samples in joined([*intake.take(), intake.flush()]))
     assert len(left) == len(right) == pytest.approx(1.5 * SAMPLE_RATE_HZ, abs=0.02 * SAMPLE_RATE_HZ)
     assert loudest_hz(left) == pytest.approx(440, abs=3)
     assert loudest_hz(right) == pytest.approx(1000, abs=3)
@@ -69,17 +71,28 @@ async def test_two_people_on_two_channels_stay_apart() -> None:
         assert spectrum[at - 3 : at + 4].max() < spectrum.max() / 30
 
 
-async def test_frames_that_nobody_takes_are_dropped_oldest_first() -> None:
+async def test_a_track_is_decoded_by_nobody_else() -> None:
+    """aiortc's own decoder, a thread for each track, is given nothing."""
+    track = SoundTrack(tones(0.5, 440, 440), speed=4.0)
+    async with connected(track) as peer:
+        await asyncio.wait_for(track.ended.wait(), 30)
+        await asyncio.sleep(0.3)
+        assert len(peer.packets) == 25
+        receiver = peer._pc.getReceivers()[0]
+        assert receiver.track._queue.empty()  # type: ignore[attr-defined]  # aiortc's
+
+
+async def test_packets_that_nobody_takes_are_dropped_oldest_first() -> None:
     extra = 100
-    track = SoundTrack(np.zeros(((WAITING_FRAMES + extra) * PACKET, 2), np.int16), speed=8.0)
+    track = SoundTrack(np.zeros(((WAITING_PACKETS + extra) * PACKET, 2), np.int16), speed=8.0)
     async with connected(track) as peer:
         await asyncio.wait_for(track.ended.wait(), 60)
         await asyncio.sleep(0.3)
-        assert len(peer.frames) == WAITING_FRAMES
-        assert peer.frames.dropped == pytest.approx(extra, abs=5)
-        first = await peer.frames.get()
-        assert (first.pts or 0) // PACKET == peer.frames.dropped
-        assert (first.sample_rate, first.layout.name, first.format.name) == (RATE_HZ, "stereo", "s16")
+        assert len(peer.packets) == WAITING_PACKETS
+        assert peer.packets.dropped == pytest.approx(extra, abs=5)
+        first = await peer.packets.get()
+        assert first.timestamp // PACKET == peer.packets.dropped
+        assert packet_samples(first.data) == PACKET
 
 
 async def test_a_peer_that_never_connects_closes_all_the_same() -> None:
@@ -93,4 +106,4 @@ async def test_a_peer_that_never_connects_closes_all_the_same() -> None:
         await peer.stop_media()
         await peer.close()
     with pytest.raises(Closed):
-        await peer.frames.get()
+        await peer.packets.get()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daemon.transports.whip.reorder import DEPTH, Reorder
+from daemon.transports.whip.reorder import DEPTH, Encoded, Reorder
 
 
 @dataclass
@@ -23,62 +23,82 @@ class Sent:
         self._data = str(self.number).encode()
 
 
-def out(order: Reorder, numbers: list[int]) -> list[int]:
-    """What comes out, by place."""
-    found = []
-    for number in numbers:
-        asks, frame = order.add(Sent(number))
-        assert not asks
-        if frame is not None:
-            assert frame.timestamp == Sent(int(frame.data)).timestamp
-            found.append(int(frame.data))
-    return found
+def out(order: Reorder, numbers: list[int]) -> list[Encoded]:
+    return [encoded for number in numbers for encoded in order.add(Sent(number))]
+
+
+def places(found: list[Encoded]) -> list[int]:
+    return [int(encoded.data) for encoded in found]
+
+
+def losses(found: list[Encoded]) -> dict[int, int]:
+    """Place of a packet -> how many were lost before it."""
+    return {int(encoded.data): encoded.lost for encoded in found if encoded.lost}
 
 
 def test_a_packet_in_order_comes_out_at_once() -> None:
-    assert out(Reorder(), list(range(50))) == list(range(50)), "through the wrap of both numbers"
+    found = out(Reorder(), list(range(50)))
+    assert places(found) == list(range(50)), "through the wrap of both numbers"
+    assert [encoded.timestamp for encoded in found] == [960 * number for number in range(50)]
+    assert not losses(found)
 
 
 def test_a_lost_packet_costs_itself_only() -> None:
     sent = [number for number in range(100) if number not in (10, 40, 41, 42)]
+    found = out(Reorder(), sent)
+    assert places(found) == sent
+    assert losses(found) == {11: 1, 43: 3}
+
+
+def test_what_waited_for_a_lost_packet_comes_out_together() -> None:
     order = Reorder()
-    assert out(order, sent) == sent[:-DEPTH], "the last few are awaited"
-    assert [number for number in range(100) if order.lost_before(960 * number)] == [11, 43]
+    out(order, [0])
+    assert [places(order.add(Sent(number))) for number in range(2, 2 + DEPTH)] == [[]] * DEPTH
+    assert places(order.add(Sent(2 + DEPTH))) == list(range(2, 3 + DEPTH)), "given up"
+    assert places(order.add(Sent(3 + DEPTH))) == [3 + DEPTH]
+
+
+def test_what_still_waits_at_the_end_is_not_lost() -> None:
+    order = Reorder()
+    assert places(out(order, [0, 2, 3, 5])) == [0]
+    found = order.finish()
+    assert places(found) == [2, 3, 5]
+    assert losses(found) == {2: 1, 5: 1}
+    assert order.finish() == []
 
 
 def test_losses_are_counted_where_they_were() -> None:
-    order = Reorder()
-    out(order, [0, 1, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16])
-    assert [order.lost_before(960 * number) for number in (0, 1, 5, 6, 7, 8, 9, 11)] == [0, 0, 3, 0, 0, 0, 0, 1]
+    found = out(Reorder(), [0, 1, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16])
+    assert losses(found) == {5: 3, 11: 1}
 
 
 @given(st.permutations(range(DEPTH)), st.integers(0, 20))
 def test_packets_that_overtake_each_other_are_put_right(shuffled: list[int], at: int) -> None:
     numbers = [*range(at + 1), *(at + 1 + step for step in shuffled), *range(at + 1 + DEPTH, at + 30)]
-    order = Reorder()
-    found = out(order, numbers)
-    assert found == list(range(len(found)))
-    assert len(found) >= at + 30 - DEPTH
-    assert not any(order.lost_before(960 * number) for number in found)
+    found = out(Reorder(), numbers)
+    assert places(found) == list(range(at + 30))
+    assert not losses(found)
 
 
 @given(st.lists(st.integers(0, 60), max_size=120))
 def test_whatever_comes_comes_out_once_and_in_order(numbers: list[int]) -> None:
-    found = out(Reorder(), numbers)
-    assert found == sorted(set(found))
-    assert set(found) <= set(numbers)
+    order = Reorder()
+    found = out(order, numbers) + order.finish()
+    assert places(found) == sorted(set(places(found)))
+    assert set(places(found)) <= set(numbers)
+    first = places(found)[0] if found else 0
+    assert all(encoded.timestamp == 960 * (int(encoded.data) - first) for encoded in found)
 
 
 def test_a_sender_that_begins_anew_is_followed() -> None:
     order = Reorder()
-    assert out(order, [0, 1, 2, 3000, 3001, 3002]) == [0, 1, 2, 3000, 3001, 3002]
-    assert out(order, [7, 8]) == [7, 8]
+    assert places(out(order, [0, 1, 2, 3000, 3001, 3002])) == [0, 1, 2, 3000, 3001, 3002]
+    assert places(out(order, [7, 8])) == [7, 8]
 
 
 def test_packets_without_audio_are_passed_over() -> None:
     order, empty = Reorder(), Sent(1)
     empty._data = b""
-    assert order.add(Sent(0))[1] is not None
-    assert order.add(empty) == (False, None)
-    assert order.add(Sent(2))[1] is not None
-    assert order.lost_before(2 * 960) == 0
+    assert places(order.add(Sent(0))) == [0]
+    assert order.add(empty) == []
+    assert losses(order.add(Sent(2))) == {}
