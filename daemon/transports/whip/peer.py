@@ -31,8 +31,8 @@ from daemon.transports.whip.results import ResultLog
 from daemon.transports.whip.rules import IceServer
 from daemon.transports.whip.sdp import MAX_CANDIDATES, Credentials, Offer, local_candidates, write_answer
 
-WAITING_PACKETS: Final = 512
-"""About 10 s of audio, while the models are behind."""
+WAITING_PACKETS: Final = 3000
+"""A minute of audio, while the models are behind: some 0.6 MB. A sender in real time cannot be told to wait."""
 _MAX_BUFFERED_BYTES: Final = 1 << 18
 """Of results on the way to a client that is slow; the rest waits in the log."""
 _CLOSE_S: Final = 5.0

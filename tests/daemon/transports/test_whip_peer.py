@@ -12,7 +12,7 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCSessionDescription
 from daemon.channel import Closed
 from daemon.transports.opus import packet_samples
 from daemon.transports.whip.intake import Intake
-from daemon.transports.whip.peer import WAITING_PACKETS, Peer
+from daemon.transports.whip.peer import Peer
 from daemon.transports.whip.reorder import Encoded
 from daemon.transports.whip.results import ResultLog
 from daemon.transports.whip.sdp import parse_offer
@@ -82,13 +82,14 @@ async def test_a_track_is_decoded_by_nobody_else() -> None:
         assert receiver.track._queue.empty()  # type: ignore[attr-defined]  # aiortc's
 
 
-async def test_packets_that_nobody_takes_are_dropped_oldest_first() -> None:
-    extra = 100
-    track = SoundTrack(np.zeros(((WAITING_PACKETS + extra) * PACKET, 2), np.int16), speed=8.0)
+async def test_packets_that_nobody_takes_are_dropped_oldest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting, extra = 300, 100
+    monkeypatch.setattr("daemon.transports.whip.peer.WAITING_PACKETS", waiting)
+    track = SoundTrack(np.zeros(((waiting + extra) * PACKET, 2), np.int16), speed=8.0)
     async with connected(track) as peer:
         await asyncio.wait_for(track.ended.wait(), 60)
         await asyncio.sleep(0.3)
-        assert len(peer.packets) == WAITING_PACKETS
+        assert len(peer.packets) == waiting
         assert peer.packets.dropped == pytest.approx(extra, abs=5)
         first = await peer.packets.get()
         assert first.timestamp // PACKET == peer.packets.dropped
