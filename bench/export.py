@@ -56,6 +56,8 @@ _FULL: Final = Path("recipes/medusa.toml")
 _SMALL: Final = (Path("recipes/small.toml"), Path("recipes/default.toml"))
 _GROUPED_DIM: Final = 256
 """Width of the members that "members" and "int8" measure without --full."""
+_REST_S: Final = 0.02
+"""Threads of the contender before spin for some milliseconds after their work, and would take a core from the next one."""
 _WORDS: Final = "and then they laughed at all of us so I said"
 Times = npt.NDArray[np.float64]
 Feed = dict[str, npt.NDArray[Any]]
@@ -67,6 +69,7 @@ def times_of(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dic
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name, work in contenders.items():
+            time.sleep(_REST_S)
             begun = time.perf_counter()
             work()
             if number:

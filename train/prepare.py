@@ -32,6 +32,9 @@ from train.pairing import TextBank
 from train.stages.members import TrainingSet, occurring
 from train.word_errors import misheard
 
+TRAINING: Final = "training"
+"""What the training clips are called where test sets have their names."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -43,8 +46,8 @@ class Prepared:
         otherwise: the same clips heard in other ways, by the name of the set and of the way; empty without adaptation.
         alone: training recordings and their copies, then the development clips, each clip heard by itself: for probes.
         adaptation: to the channel; None where the recipe has none.
-        votes: annotators' vote vectors of the test clips, rows sum to 1, by the name of the set.
-        genders: "female", "male" or "" of the test clips, by the name of the set.
+        votes: annotators' vote vectors, rows sum to 1, by the name of the test set, and of the training clips (`TRAINING`).
+        genders: "female", "male" or "" of the same clips.
         dropped: corpus -> reason -> rows left out.
         notes: corpus -> what figures hang on (speakers on two sides, unknown speakers) -> number.
     """
@@ -136,6 +139,7 @@ def prepare(
         if len(heard) < len(other.clips):
             dropped[name] |= {"clip that is not tested on": len(other.clips) - len(heard)}
         test[name] = Manifest(kept), extraction.frames(kept)
+    heard_by = {name: part for name, (part, _) in test.items()} | {TRAINING: split.train}
     alone = {name: examples_of(part.clips, _only(frames, part), 1.0) for name, (part, frames) in test.items()}
     return Prepared(
         training=training,
@@ -143,8 +147,8 @@ def prepare(
         otherwise={name: dealt.otherwise(examples) for name, examples in alone.items()},
         alone=(copies, concatenate(dev)),
         adaptation=adaptation,
-        votes={name: examples_of(part.clips, {}, 1e-6).targets for name, (part, _) in test.items()},
-        genders={name: tuple(clip.gender for clip in part.clips) for name, (part, _) in test.items()},
+        votes={name: examples_of(part.clips, {}, 1e-6).targets for name, part in heard_by.items()},
+        genders={name: tuple(clip.gender for clip in part.clips) for name, part in heard_by.items()},
         dropped=dropped,
         notes={name: told for name, told in notes.items() if told},
     )

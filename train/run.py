@@ -19,6 +19,7 @@ from train.acquaintance import Acquaintance, write_speakers
 from train.config import Recipe, plain_recipe
 from train.contamination import KEY, taught_test_corpora
 from train.cost import EVALUATION, FEATURES, META, Cost
+from train.cross_validation import NAME, Folds, cross_validate, told_of
 from train.errors import RunError
 from train.execution import Ranks, device_of, join_ranks, keep_freed_memory, leave_ranks
 from train.features import Progress
@@ -187,7 +188,7 @@ def evaluate_run(recipe: Recipe, prepared: Prepared, cache: Path, out: Path, pro
         raise RunError(
             f"{out / 'meta'} holds no meta-classifiers on these members: medusa-train meta --out {out} trains them"
         )
-    return finish_run(recipe, prepared, trained, cache, out, progress)
+    return finish_run(recipe, prepared, trained, cache, out, progress, folds=members)
 
 
 def finish_run(
@@ -198,6 +199,7 @@ def finish_run(
     out: Path,
     progress: Progress,
     descent: Descent = NEW,
+    folds: Folds | None = None,
 ) -> Path:
     """Evaluates an ensemble, writes checkpoint, report, recipe and speakers; returns the report's path.
 
@@ -209,9 +211,10 @@ def finish_run(
         out: folder of the run.
         progress: told what is done.
         descent: where it comes from, if it did not begin anew.
+        folds: its members without each fold too, to judge the training speakers by; None for the test sets alone.
     """
     with Cost(out).timed(EVALUATION):
-        results = _evaluate(recipe, prepared, trained, cache, out, progress, descent)
+        results = _evaluate(recipe, prepared, trained, cache, out, progress, descent, folds)
     for member in trained.members:
         member.cpu()
     spec = EnsembleSpec(
@@ -257,6 +260,7 @@ def _evaluate(
     out: Path,
     progress: Progress,
     descent: Descent,
+    folds: Folds | None,
 ) -> dict[str, Any]:
     evaluations, probes = {}, fit_probes(recipe, prepared) if descent.probes else {}
     for done, name in enumerate(prepared.test):
@@ -265,12 +269,19 @@ def _evaluate(
         reference, outputs, evaluation = evaluate_set(recipe, prepared, trained, probes, name, beside)
         write_predictions(out / predictions_file(name), reference, outputs)
         evaluations[f"{name} (unseen speakers)"] = evaluation | {"predictions": predictions_file(name)}
+    if folds is not None:
+        name = f"{recipe.data.corpus}, {NAME}"
+        reference, outputs, evaluation = cross_validate(recipe, prepared, folds)
+        write_predictions(out / predictions_file(name), reference, outputs)
+        evaluations[name] = evaluation | {"predictions": predictions_file(name)}
     progress("evaluation", len(prepared.test), len(prepared.test))
     words = words_table(recipe, prepared, trained, cache, progress)
     results = results_of(recipe, prepared, trained, evaluations, words)
     if descent.lineage:
         results["lineage"] = [asdict(step) for step in descent.lineage]
         results["data"] = [*map(str, descent.lineage), *results["data"]]
+    if folds is not None:
+        results["data"].append(told_of(recipe))
     results["limits"] = [*descent.limits, *results["limits"]]
     names = tuple(member.name for member in recipe.members)
     return results | {"learning_curves": learning_curves(out / "members", names) + meta_curves(out / "meta")}

@@ -18,7 +18,7 @@ from model.network.metaclassifier import MetaClassifier
 from model.spec import Fallback
 from train.calibration import fit_prior_ratio
 from train.config import Recipe
-from train.dataset import concatenate
+from train.dataset import Examples, concatenate
 from train.history import History
 from train.loop import class_bias, predict
 from train.prepare import Prepared
@@ -69,32 +69,11 @@ class Stacked:
 
 def stack(recipe: Recipe, prepared: Prepared, members: Mapping[str, Mapping[int, Member]]) -> Stacked:
     """Stages 3 and 4, and calibration on the development speakers."""
-    training, encoders = prepared.training, recipe.encoder_specs()
-    full = tuple(folds[ALL_SPEAKERS] for folds in members.values())
-    drawn = [
-        draw_training(recipe, training, training.copies, np.random.default_rng([recipe.seed, draw]))
-        for draw in range(recipe.meta.draws)
-    ]
-    outputs = torch.cat(
-        [
-            stacked_outputs(
-                [
-                    out_of_fold({f: m for f, m in folds.items() if f != ALL_SPEAKERS}, encoders, examples, training)
-                    for folds in members.values()
-                ]
-            )
-            for examples in drawn
-        ]
-    )
-    together = concatenate(drawn)
-    classes = training.trained_classes
-    dev = HeldOut(member_outputs(recipe, full, training.dev, classes), training.dev)
-    stacking = StackingSet(outputs, together, classes, recipe.objective.terms("deepser"))
+    dev, stacking = dev_outputs(recipe, prepared, members), stacking_set(recipe, prepared, members)
     found = souped(stacking, recipe.meta, dev)
-    calibration = calibrated(found.soup, dev, classes)
-    ratings = training.train.attributes
+    calibration = calibrated(found.soup, dev, stacking.trained_classes)
     return Stacked(
-        members=full,
+        members=_on_all_speakers(members),
         runs=found.runs,
         histories=found.histories,
         ingredients=found.ingredients,
@@ -102,11 +81,41 @@ def stack(recipe: Recipe, prepared: Prepared, members: Mapping[str, Mapping[int,
         temperature=calibration.temperature,
         abstain_below=calibration.abstain_below,
         prior_ratio=calibration.prior_ratio,
-        trained_attributes=tuple(
-            name for column, name in enumerate(ATTRIBUTES) if not np.isnan(ratings[:, column]).all()
-        ),
+        trained_attributes=rated_attributes(prepared.training.train),
         fallbacks=tuple(_fallback(recipe, names, stacking, dev) for names in recipe.fallbacks),
     )
+
+
+def stacking_set(recipe: Recipe, prepared: Prepared, members: Mapping[str, Mapping[int, Member]]) -> StackingSet:
+    """What stage 3 is trained on: all training clips as often as the recipe draws them, one draw after the other."""
+    training, encoders = prepared.training, recipe.encoder_specs()
+    without = [{f: member for f, member in folds.items() if f != ALL_SPEAKERS} for folds in members.values()]
+    drawn = [
+        draw_training(recipe, training, training.copies, np.random.default_rng([recipe.seed, draw]))
+        for draw in range(recipe.meta.draws)
+    ]
+    outputs = [
+        stacked_outputs([out_of_fold(folds, encoders, examples, training) for folds in without]) for examples in drawn
+    ]
+    terms = recipe.objective.terms("deepser")
+    return StackingSet(torch.cat(outputs), concatenate(drawn), training.trained_classes, terms)
+
+
+def dev_outputs(recipe: Recipe, prepared: Prepared, members: Mapping[str, Mapping[int, Member]]) -> HeldOut:
+    """The development clips, and what the members that heard all training speakers say about them."""
+    training = prepared.training
+    outputs = member_outputs(recipe, _on_all_speakers(members), training.dev, training.trained_classes)
+    return HeldOut(outputs, training.dev)
+
+
+def rated_attributes(examples: Examples) -> tuple[str, ...]:
+    """Attributes that at least one of the clips was rated for."""
+    rated = np.asarray(~np.isnan(examples.attributes).all(axis=0))
+    return tuple(name for column, name in enumerate(ATTRIBUTES) if rated[column])
+
+
+def _on_all_speakers(members: Mapping[str, Mapping[int, Member]]) -> tuple[Member, ...]:
+    return tuple(folds[ALL_SPEAKERS] for folds in members.values())
 
 
 def _fallback(recipe: Recipe, names: tuple[str, ...], data: StackingSet, dev: HeldOut) -> TrainedFallback:

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from train.calibration import correct_prior
 from train.cli import app
 from train.config import ComputeConfig, Recipe, load_recipe
 from train.cost import EVALUATION, FEATURES, META, STAGE_1, STAGE_2
+from train.cross_validation import NAME
 from train.dataset import tensors
 from train.errors import CorpusError, RecipeError, RunError
 from train.history import META as META_CURVES
@@ -132,15 +134,20 @@ def test_results_are_of_unseen_speakers_and_have_intervals(run: Run) -> None:
     assert "<script" not in page
     assert "http" not in page
     sets = [f"{name} (unseen speakers)" for name in ("cremad", "cremad, degraded", "ravdess")]
+    systems = {"majority vote", "soft vote", "single meta-classifier", "member voice", "member words", SOUP}
     own, degraded, other = (results["evaluations"].pop(name) for name in sets)
     assert own["calibration"]["vote_loss"] is not None
     assert other["calibration"]["vote_loss"] is other["jensen_shannon"] is None, "RAVDESS has no raters"
     assert {score["voted_uar"] for score in other["systems"].values()} == {None}
     assert own["genders"].keys() == {"female", "male", "gap"}
+    again = results["evaluations"].pop(f"cremad, {NAME}")
     assert results["evaluations"] == {}
+    assert systems | {"linear probe", ADAPTED_PROBE} < again["systems"].keys() < own["systems"].keys()
+    training = prepare(run.recipe, run.data, run.cache, lambda *call: None).training.train
+    assert tuple(row["id"] for row in rows_of(run, again)) == training.ids
+    assert not {row["speaker"] for row in rows_of(run, again)} & {row["speaker"] for row in rows_of(run, own)}
     assert (own["speakers"], other["speakers"], other["clips"]) == (3, 2, 4)
     assert (degraded["speakers"], degraded["clips"]) == (3, own["clips"])
-    systems = {"majority vote", "soft vote", "single meta-classifier", "member voice", "member words", SOUP}
     assert systems < set(own["systems"])
     for score in own["systems"].values():
         assert score["micro_f1"] == score["accuracy"]
@@ -177,13 +184,18 @@ def test_calibration_is_fitted_on_the_development_speakers(run: Run) -> None:
     )
 
 
+def rows_of(run: Run, evaluation: dict[str, Any]) -> list[dict[str, str]]:
+    """The table of posteriors that an evaluation left."""
+    with (run.out / evaluation["predictions"]).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def test_every_test_clip_stands_in_a_table_with_its_posterior(run: Run) -> None:
     prepared = prepare(run.recipe, run.data, run.cache, lambda *call: None)
     results = json.loads((run.out / "report.json").read_text())
     for name, examples in prepared.test.items():
         evaluation = results["evaluations"][f"{name} (unseen speakers)"]
-        with (run.out / evaluation["predictions"]).open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = rows_of(run, evaluation)
         assert [(row["id"], row["speaker"]) for row in rows] == list(zip(examples.ids, examples.speakers, strict=True))
         right = sum(row["top"] == row["intended"] for row in rows)
         assert right / len(rows) == evaluation["systems"][SOUP]["accuracy"]["value"]
