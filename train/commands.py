@@ -21,6 +21,7 @@ from train.errors import TrainError
 from train.extraction import fill_cache
 from train.prepare import prepare
 from train.report import read_results, render
+from train.robustness_command import robustness
 from train.run import evaluate_run, train_ensemble, train_members, train_meta_classifiers
 from train.transfer_commands import adapt, fewshot, finetune
 
@@ -294,5 +295,5 @@ def ablate(
     console.print(f"comparisons: {page}", markup=False, highlight=False, soft_wrap=True)
 
 
-for command in (finetune, fewshot, adapt):
+for command in (finetune, fewshot, adapt, robustness):
     app.command()(command)

@@ -114,7 +114,7 @@ def prepare(
     folds = _fold_numbers(split, recipe)
     dev = [examples_of(split.dev.clips, _only(f, split.dev), votes) for f in (clean, *degraded[:1])]
     adaptation = view.adaptation or _adaptation(recipe, copies[0])
-    dealt = _Dealt(recipe, adaptation)
+    dealt = Dealt(recipe, adaptation)
     training = TrainingSet(
         copies=dealt.often(copies),
         folds=folds,
@@ -165,8 +165,13 @@ def _adaptation(recipe: Recipe, recordings: Examples) -> Adaptation | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Dealt:
-    """Hears examples in calls; without adaptation it leaves them as they are."""
+class Dealt:
+    """Hears examples in calls; without adaptation it leaves them as they are.
+
+    Attributes:
+        recipe: says how strongly, and gives the seed of the calls.
+        adaptation: to the channel.
+    """
 
     recipe: Recipe
     adaptation: Adaptation | None

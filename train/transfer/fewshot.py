@@ -7,7 +7,7 @@ Shapes: N = test clips, 8 = classes in canonical order.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,9 +17,10 @@ import numpy.typing as npt
 from model.spec import MemberSpec
 from train.config import Recipe
 from train.contamination import KEY, contaminating
+from train.dataset import Examples
 from train.features import Progress
 from train.metrics import Estimate, speaker_bootstrap, unweighted_average_recall
-from train.prepare import View, prepare
+from train.prepare import Prepared, View, prepare
 from train.reference import Guesses, Reference, reference_of
 from train.stages.members import ALL_SPEAKERS, Job, TrainingSet
 from train.transfer.budgets import Budget, Unit
@@ -50,13 +51,23 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """One draw of one budget: its clips and speakers, and what the two systems guess on the test clips, `[N]`."""
+    """One draw of one budget: its clips and speakers, and what the two systems guess on the test clips, `[N]`.
+
+    Attributes:
+        guesses: by system, where each speaker's clips are one call.
+        otherwise: by way in which the clips are heard (`Prepared.otherwise`), then by system.
+    """
 
     budget: Budget
     clips: int
     validating: int
     speakers: int
     guesses: Mapping[str, Guesses]
+    otherwise: Mapping[str, Mapping[str, Guesses]] = field(default_factory=dict)
+
+    def heard(self, way: str) -> "Spent":
+        """The same with the clips heard in another way."""
+        return replace(self, guesses=self.otherwise[way], otherwise={})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +104,14 @@ def fewshot(source: Source, target: Target, plan: Plan, data: Path, cache: Path,
     prepared = heard_by_source(source, target, data, cache, _silent)
     test = prepared.test[name]
     reference = reference_of(test, prepared.votes[name], prepared.genders[name])
-    levels = Levels(source.guesses(test), _begun(source, target, data, cache))
+    begun = begin(source, target, data, cache, _silent)
+    started = _voting(source, target, begun)
+    levels = Levels(source.guesses(test), started(begun.test[name]))
+    ways = {
+        way: Levels(source.guesses(examples), started(begun.otherwise[name][way]))
+        for way, examples in prepared.otherwise[name].items()
+        if way in begun.otherwise[name]
+    }
     budgets = [
         Budget(share, draw, plan.unit, target.transfer.validation)
         for draw in range(plan.draws)
@@ -106,6 +124,10 @@ def fewshot(source: Source, target: Target, plan: Plan, data: Path, cache: Path,
     progress("budgets", len(budgets), len(budgets))
     compared = compare_budgets(reference, levels, spent, plan.shares)
     compared[UNTOUCHED][KEY] = contaminating(target.recipe, name, _read_by(source.checkpoint.spec.members))
+    otherwise = {
+        way: compare_budgets(reference, reached, [one.heard(way) for one in spent], plan.shares)
+        for way, reached in ways.items()
+    }
     return write_fewshot(
         out,
         {
@@ -123,6 +145,7 @@ def fewshot(source: Source, target: Target, plan: Plan, data: Path, cache: Path,
             "classes": list(source.classes),
             KEY: contaminating(target.recipe, name, _read_by(source.recipe.member_specs())),
             **compared,
+            "otherwise": otherwise,
         },
     )
 
@@ -131,14 +154,12 @@ def _read_by(members: Sequence[MemberSpec]) -> set[str]:
     return {modality for member in members for modality in member.modalities}
 
 
-def _begun(source: Source, target: Target, data: Path, cache: Path) -> Guesses:
-    begun = begin(source, target, data, cache, _silent)
+def _voting(source: Source, target: Target, begun: Prepared) -> Callable[[Examples], Guesses]:
+    """Guesses of the members that every budget begins with."""
     assert begun.training.start is not None
     weights = begun.training.start.weights
     members = [with_weights(member, weights[member.spec.name], source.recipe) for member in source.members]
-    return soft_vote_guesses(
-        members, target.recipe.encoder_specs(), begun.test[target.recipe.data.corpus], source.classes
-    )
+    return lambda examples: soft_vote_guesses(members, target.recipe.encoder_specs(), examples, source.classes)
 
 
 def _spend(budget: Budget, source: Source, target: Target, data: Path, cache: Path, out: Path) -> Spent:
@@ -153,14 +174,23 @@ def _spend(budget: Budget, source: Source, target: Target, data: Path, cache: Pa
     view = View(lambda split: budget.narrow(shared_classes(split, source.classes)), heard_alike)
     own = prepare(scratch_recipe, data, cache, _silent, view=view)
     fresh = train_jobs(jobs, scratch_recipe, _selecting(own.training), folder / "scratch", _silent)
+
+    def guesses(mine: Examples, theirs: Examples) -> dict[str, Guesses]:
+        return {
+            FINETUNED: soft_vote_guesses(list(tuned.values()), encoders, mine, source.classes),
+            SCRATCH: soft_vote_guesses(list(fresh.values()), encoders, theirs, own.training.trained_classes),
+        }
+
     return Spent(
         budget=budget,
         clips=len(training.train),
         validating=len(training.dev) if training.selects else 0,
         speakers=len({*training.train.speakers, *training.dev.speakers}),
-        guesses={
-            FINETUNED: soft_vote_guesses(list(tuned.values()), encoders, begun.test[name], source.classes),
-            SCRATCH: soft_vote_guesses(list(fresh.values()), encoders, own.test[name], own.training.trained_classes),
+        guesses=guesses(begun.test[name], own.test[name]),
+        otherwise={
+            way: guesses(mine, own.otherwise[name][way])
+            for way, mine in begun.otherwise[name].items()
+            if way in own.otherwise[name]
         },
     )
 

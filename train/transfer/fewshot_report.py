@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from train import plots
 from train.comparison_files import results_file, write_comparison
-from train.contamination import marked, note
+from train.contamination import KEY, marked, note
 from train.html_parts import document, figure, section, span, wide
 from train.phrases import estimate, signed
 from train.transfer.source import UNTOUCHED
@@ -22,7 +22,8 @@ _HOW: Final = (
     "of the same clips under the same draws. The gap is that from what every budget begins with, at 0 labels, to the whole "
     "budget; the one from the untouched source credits labels with what audio without labels gives as well. There is none "
     "where full training is not better by an interval above 0, or was not asked for. More than 100 % is beyond it; resamples "
-    "of speakers in which full training is no better (at most 2.5 %) do not count."
+    "of speakers in which full training is no better (at most 2.5 %) do not count. In the first table each test speaker's "
+    "clips are one call in a random order. Where inputs are adapted to their channel, further tables hear them otherwise."
 )
 
 
@@ -33,9 +34,26 @@ def write_fewshot(folder: Path, results: Mapping[str, Any]) -> Path:
 
 def markdown(results: Mapping[str, Any]) -> str:
     """The curve as a table in Markdown."""
+    lines = [f"# Few labels: {results['name']}", "", _summary(results), "", _HOW, "", *_table(results)]
+    for way, heard in _ways(results):
+        lines += ["", f"## {_heading(way)}", "", *_table(heard)]
+    return "\n".join([*lines, "", *(f"- {line}" for line in _notes(results))]) + "\n"
+
+
+def _ways(results: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every other way of hearing the same clips, and what `_table` reads of it."""
+    for way, heard in results["otherwise"].items():
+        levels = {UNTOUCHED: results[UNTOUCHED] | heard[UNTOUCHED]}
+        yield way, {KEY: results.get(KEY, [])} | heard | levels
+
+
+def _heading(way: str) -> str:
+    return f"The same, {way}"
+
+
+def _table(results: Mapping[str, Any]) -> list[str]:
     head = ["budget", "clips + validating", *_columns()]
-    lines = [f"# Few labels: {results['name']}", "", _summary(results), "", _HOW, ""]
-    lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     none = " - |" * (len(head) - 4)
     lines.append(
         f"| {marked('0 %', results[UNTOUCHED])} | 0 | {UNTOUCHED} {estimate(results[UNTOUCHED]['uar'])} | - |{none}"
@@ -52,11 +70,27 @@ def markdown(results: Mapping[str, Any]) -> str:
             *_gaps(row),
         ]
         lines.append(f"| {marked(format(row['share'], '.0%'), results)} | {_size(row)} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *(f"- {line}" for line in _notes(results))]) + "\n"
+    return lines
 
 
 def page(results: Mapping[str, Any]) -> str:
     """One HTML page that needs nothing else."""
+    sections = [section("curve", "What a budget buys", _curve(results))]
+    for number, (way, heard) in enumerate(_ways(results), 1):
+        sections.append(section(f"otherwise-{number}", _heading(way), _curve(heard)))
+    notes = "".join(f"<li>{escape(line)}</li>" for line in _notes(results))
+    sections.append(section("notes", "Notes", f'<ul class="findings">{notes}</ul>'))
+    return document(
+        f"{results['name']}: few labels",
+        _summary(results),
+        {},
+        "".join(sections),
+        f"{_HOW} Everything here is in {results_file(STEM)}.",
+    )
+
+
+def _curve(results: Mapping[str, Any]) -> str:
+    """Levels, plot and table of one way of hearing."""
     untouched, begun = results[UNTOUCHED]["uar"], results[BEGUN]
     curves = {
         system: {row["share"]: row["systems"][system]["uar"] for row in results["budgets"]}
@@ -77,7 +111,6 @@ def page(results: Mapping[str, Any]) -> str:
         rows.append(f'<tr><th scope="row">{name}</th>' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
     names = ("budget", "clips + validating", *_columns())
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in names)
-    notes = "".join(f"<li>{escape(line)}</li>" for line in _notes(results))
     curve = figure(
         "UAR over the budget",
         "on speakers that no budget holds",
@@ -88,15 +121,7 @@ def page(results: Mapping[str, Any]) -> str:
         f"{marked(BEGUN, results)}, 0 labels: {span(begun['uar'])}, "
         f"{span(begun['gain_over_untouched'], signed=True)} over the {UNTOUCHED}</p>"
     )
-    bought = section("curve", "What a budget buys", f"{levels}{curve}{wide('Budgets', head, rows)}")
-    told = section("notes", "Notes", f'<ul class="findings">{notes}</ul>')
-    return document(
-        f"{results['name']}: few labels",
-        _summary(results),
-        {},
-        bought + told,
-        f"{_HOW} Everything here is in {results_file(STEM)}.",
-    )
+    return f"{levels}{curve}{wide('Budgets', head, rows)}"
 
 
 def _columns() -> tuple[str, ...]:

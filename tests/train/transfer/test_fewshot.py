@@ -1,5 +1,6 @@
 """The curve over budgets: what its figures are, and how they are shown."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from model.labels import CLASSES
 from train.metrics import unweighted_average_recall
+from train.prepare import ALONE
 from train.reference import ACTED, Guesses, Reference
 from train.transfer.budgets import Budget
 from train.transfer.fewshot import Levels, Spent, closed, compare_budgets
@@ -37,13 +39,18 @@ def guesses(right: float, seed: int) -> Guesses:
 
 
 def results(full: float = 0.9, last: float = 1.0) -> dict[str, Any]:
+    alone = guesses(0.35, 0)
     rates = {0.1: (0.75, 0.4), last: (full, 0.8)}
     spent = [
         Spent(Budget(share, draw), 50, 10, 2, {FINETUNED: guesses(tuned, draw), SCRATCH: guesses(fresh, draw)})
         for draw in range(2)
         for share, (tuned, fresh) in rates.items()
     ]
-    return compare_budgets(reference(), Levels(guesses(0.5, 0), guesses(0.6, 0)), spent, (0.1, last))
+    levels = Levels(guesses(0.5, 0), guesses(0.6, 0))
+    heard_alone = {
+        "otherwise": {ALONE: compare_budgets(reference(), replace(levels, untouched=alone), spent, (0.1, last))}
+    }
+    return compare_budgets(reference(), levels, spent, (0.1, last)) | heard_alone
 
 
 def uar(found: Guesses) -> float:
@@ -118,6 +125,11 @@ def test_the_table_and_the_page_say_the_same() -> None:
         assert "50 + 10 of 2 speakers" in text
         assert f"{found[BEGUN]['uar']['value']:.3f}" in text
     assert f"10% {shown}" in page(found), "the plot in words"
+    closed_alone = found["otherwise"][ALONE]["budgets"][0]["gap_closed_from_untouched"]["value"]
+    assert closed_alone > found["budgets"][0]["gap_closed_from_untouched"]["value"]
+    for text in (markdown(found), page(found)):
+        assert text.count("The same, each utterance alone") == 1
+        assert f"{closed_alone:.0%}" in text
     assert "<mine>" not in page(found)
     assert "no gap" in markdown(about | results(full=0.3))
     assert "†" not in markdown(found) + page(found)
@@ -125,11 +137,11 @@ def test_the_table_and_the_page_say_the_same() -> None:
     taught = found | of_source | {"contaminated_by": ["voice"]}
     for text in (markdown(taught), page(taught)):
         assert text.count("† Reads an encoder that was trained on the labels of this corpus (voice)") == 1
-    assert markdown(taught).count("| 0 % † |") == 2
+    assert markdown(taught).count("| 0 % † |") == 2 * 2
     assert "| 10% † |" in markdown(taught)
     assert '<th scope="row">100% †</th>' in page(taught)
     left_out = markdown(found | of_source)
-    assert left_out.count(f"| 0 % † | 0 | {UNTOUCHED}") == left_out.count("† |") == 1, (
+    assert left_out.count(f"| 0 % † | 0 | {UNTOUCHED}") == left_out.count("† |") == 2, (
         "a member that no budget begins with"
     )
     assert left_out.count("† Reads an encoder") == 1
