@@ -16,6 +16,8 @@ from daemon.errors import CLOSE_POLICY, PeerError
 
 _HAND_OVER_S: Final = 5.0
 """How long a connection that is given up may take to let go of its stream."""
+ENDED_KEPT: Final = 256
+"""Streams that have ended and wait for their clients, at most: whoever begins and ends streams in a row fills no memory."""
 
 
 class Parkable(Protocol):
@@ -93,8 +95,12 @@ class Parking:
             connection.gone.set()
 
     def park(self, token: str, parked: Parked) -> None:
-        """Keeps a stream for the client that has its token."""
+        """Keeps a stream for the client that has its token; of many that have ended, the one that waited longest goes."""
         parked.stream.detach()
+        ended = [place for place, (other, _) in self._places.items() if other.finish is None]
+        if parked.finish is None and len(ended) >= ENDED_KEPT:
+            _, waiting = self._places.pop(ended[0])
+            waiting.cancel()
         self._places[token] = parked, asyncio.create_task(self._wait(token, parked), name="parked")
 
     async def take(self, token: str, owner: object) -> Parked:
