@@ -87,6 +87,13 @@ class Channel(Generic[T]):
         self._taken.set()
         return item
 
+    def rest(self) -> list[T]:
+        """Takes everything at once."""
+        items = list(self._items)
+        self._items.clear()
+        self._taken.set()
+        return items
+
     async def close(self) -> None:
         """No more items; what is in it can still be taken."""
         self._closed = True

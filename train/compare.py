@@ -12,7 +12,7 @@ import numpy as np
 from model.labels import CLASS_INDEX
 from train.errors import RunError
 from train.metrics import Estimate, Labels, interval, macro_f1, paired_difference, unweighted_average_recall
-from train.predictions import FOLDER
+from train.predictions import FOLD, FOLDER
 
 _METRICS = {"UAR": unweighted_average_recall, "macro-F1": macro_f1}
 
@@ -48,13 +48,14 @@ class _Guess:
 
 
 def compare_runs(first: Path, second: Path) -> list[Comparison]:
-    """Both metrics on every test set that both runs have.
+    """Both metrics on every test set that both runs have, and on their training speakers if they have the same folds of them.
 
     Raises:
         RunError: if a folder is no finished run, the two share no test set, or they were tested on other clips.
     """
     tables = {run: _tables(run) for run in (first, second)}
-    shared = [name for name in tables[first] if name in tables[second]]
+    both = [name for name in tables[first] if name in tables[second]]
+    shared = [name for name in both if _alike(tables[first][name], tables[second][name])]
     if not shared:
         raise RunError(
             f"{first} and {second} share no test set: the first has {', '.join(tables[first])}, "
@@ -68,6 +69,18 @@ def _tables(run: Path) -> dict[str, Path]:
     if not found:
         raise RunError(f"{run} holds no predictions: medusa-train run leaves them in {FOLDER}/ once it is done")
     return found
+
+
+def _alike(first: Path, second: Path) -> bool:
+    """Whether two tables are worth a comparison: of training speakers, only the same clips in the same folds are."""
+    folds = [_folds(table) for table in (first, second)]
+    return folds[0] == folds[1]
+
+
+def _folds(table: Path) -> dict[str, str]:
+    """Clip -> fold, of a table whose clips were judged fold by fold; empty of any other."""
+    with table.open(newline="", encoding="utf-8") as file:
+        return {row["id"]: row[FOLD] for row in csv.DictReader(file) if FOLD in row}
 
 
 def _compared(name: str, first: Path, second: Path) -> list[Comparison]:

@@ -1,10 +1,12 @@
-"""The training speakers as a test set: everyone is judged by an ensemble that has never heard him.
+"""The training speakers as a test set: everyone is judged by an ensemble whose members have never heard him.
 
-Stage 3 needs members without each fold of speakers anyway. Here such members, and a soup of meta-classifiers that stage 3 never
-showed the fold, judge the fold that they lack: as many clips as were trained on, and nothing but linear layers to train. The
-development speakers choose epochs and temperature, as they do for the whole ensemble. Members have heard one fold less than
-those that ship, so figures lean to the low side. What stage 3 learns from is the outputs of members that did hear this fold,
-about other folds; that is all of it that reaches the meta-classifier.
+Stage 3 needs members without each fold of speakers anyway. Here such members, and a soup of meta-classifiers whose training
+left out the fold's clips, judge the fold that they lack: as many clips as were trained on, and only linear layers to train.
+
+What this is not: a run for each fold. Members have heard one fold less than those that ship. On the other side the outputs that
+stage 3 learns from are of members that did hear the fold, about other folds; epochs are chosen, and temperature and abstention
+fitted, on the development speakers, the latter by members that heard everybody; and the reference of the channels is that of
+all training clips. How much either side weighs was not measured.
 
 Shapes: N = training clips, M = members, 8 = classes in canonical order.
 """
@@ -22,29 +24,35 @@ from train.config import Recipe
 from train.contamination import KEY, contaminating
 from train.dataset import FUNCTIONALS, Examples, concatenate
 from train.evaluate import compare, majority_vote
+from train.features import Progress
 from train.loop import class_bias
 from train.prepare import TRAINING, Prepared
 from train.probe import Probe, audio_modalities
 from train.reference import Guesses, Outputs, Reference, reference_of
-from train.results import ADAPTED_PROBE, SOUP
+from train.results import ADAPTED_PROBE, PROBES, SOUP
 from train.stacking import calibrated, dev_outputs, rated_attributes, stacking_set
 from train.stages.members import ALL_SPEAKERS, out_of_fold
 from train.stages.meta import StackingSet, meta_posterior, souped, stacked_outputs
 
 NAME: Final = "cross-validated over the training speakers"
+_STEP: Final = "cross-validation"
 
 Folds = Mapping[str, Mapping[int, Member]]
 """Member name -> fold that it never heard, or `ALL_SPEAKERS` -> network."""
 
 
-def cross_validate(recipe: Recipe, prepared: Prepared, members: Folds) -> tuple[Reference, Outputs, dict[str, Any]]:
+def cross_validate(
+    recipe: Recipe, prepared: Prepared, members: Folds, progress: Progress
+) -> tuple[Reference, Outputs, dict[str, Any]]:
     """What the training speakers are held against, what ensembles without them say, and the evaluation as plain data.
 
     Args:
         recipe: of the members.
         prepared: holds the training clips, heard as test clips are: whole calls, with their own words.
         members: trained on all speakers, and without each fold.
+        progress: told what is done.
     """
+    progress(_STEP, 0, recipe.meta.folds)
     training, encoders = prepared.training, recipe.encoder_specs()
     classes, clips, folds = training.trained_classes, training.train, training.folds
     bias, dev = class_bias(classes), dev_outputs(recipe, prepared, members)
@@ -65,6 +73,7 @@ def cross_validate(recipe: Recipe, prepared: Prepared, members: Folds) -> tuple[
         with torch.no_grad():
             attributes[rows] = found.soup(outputs)[1].numpy()
         confident.append(fitted.abstain_below)
+        progress(_STEP, fold + 1, recipe.meta.folds)
     votes = np.stack([found for found, _ in predictions], axis=1)
     outputs_of_all = Outputs(
         members=votes,
@@ -87,17 +96,21 @@ def cross_validate(recipe: Recipe, prepared: Prepared, members: Folds) -> tuple[
     reference = reference_of(clips, prepared.votes[TRAINING], prepared.genders[TRAINING])
     evaluation = compare(reference, systems, SOUP, outputs_of_all)
     read = {f"member {member.name}": set(member.modalities) for member in recipe.member_specs()}
+    whole = set().union(*read.values())
+    read |= {name: set(audio_modalities(recipe.encoder_specs())) for name in PROBES} | {ADAPTED_PROBE: {FUNCTIONALS}}
     for system, scored in evaluation["systems"].items():
-        scored[KEY] = contaminating(recipe, recipe.data.corpus, read.get(system, set(recipe.encoders)))
+        scored[KEY] = contaminating(recipe, recipe.data.corpus, read.get(system, whole))
     return reference, outputs_of_all, evaluation
 
 
 def told_of(recipe: Recipe) -> str:
     """What a reader must know of these figures."""
+    kept, folds = recipe.meta.folds - 1, recipe.meta.folds
     return (
-        f"Cross-validated: every training speaker is judged by members and meta-classifiers of {recipe.meta.folds - 1} of the "
-        f"{recipe.meta.folds} folds of speakers, which never heard him; epochs and temperature are chosen by the development "
-        f"speakers all the same."
+        f"Cross-validated: every training speaker is judged by members trained on the other {kept} of {folds} folds of "
+        "speakers, and by meta-classifiers trained on the clips of those folds. Epochs are chosen and temperatures fitted on "
+        "the development speakers, as for the ensemble that ships; outputs that the meta-classifiers learn from are of "
+        "members that heard the fold that they judge. It abstains below the mean of the folds' thresholds."
     )
 
 
@@ -113,9 +126,9 @@ def _probes(recipe: Recipe, prepared: Prepared) -> dict[str, Guesses]:
     """Guesses of the probes of `train.results.fit_probes`, each fold by a probe that was fitted without it."""
     training, modalities = prepared.training, audio_modalities(recipe.encoder_specs())
     copies, dev = prepared.alone
-    found = {"linear probe": _by_fold(training.folds, copies[:1], copies[0], dev, modalities)}
+    found = {PROBES[0]: _by_fold(training.folds, copies[:1], copies[0], dev, modalities)}
     if len(copies) > 1:
-        found["linear probe, degraded copies too"] = _by_fold(training.folds, copies, copies[0], dev, modalities)
+        found[PROBES[1]] = _by_fold(training.folds, copies, copies[0], dev, modalities)
     if recipe.adaptation:
         once = training.copies[:: recipe.adaptation.draws]
         found[ADAPTED_PROBE] = _by_fold(training.folds, once, training.train, training.dev, (FUNCTIONALS,))

@@ -70,8 +70,14 @@ class Extraction:
     def frames(
         self, clips: Sequence[Clip], copy: int = CLEAN, clean: Mapping[str, Features] | None = None
     ) -> dict[str, Features]:
-        """Features of clips by modality and id; a degraded copy is given the words of the clean one."""
-        extracted = extract_speech(clips, self, copy)
+        """Features of clips by modality and id.
+
+        Args:
+            clips: the clips.
+            copy: number of a degraded copy, or `CLEAN`.
+            clean: of the same clips, whose words a degraded copy is given; without them its own are transcribed.
+        """
+        extracted = extract_speech(clips, self, copy, transcribe=clean is None)
         frames = dict(extracted.frames)
         for name, encoder in self.encoders.items():
             if encoder.kind == "text-transformer":
@@ -83,14 +89,14 @@ class Extraction:
         return extract_text(texts, self.encoders[modality], self.cache, self.progress, self.device)
 
 
-def extract_speech(clips: Sequence[Clip], how: Extraction, copy: int = CLEAN) -> Extracted:
+def extract_speech(clips: Sequence[Clip], how: Extraction, copy: int = CLEAN, *, transcribe: bool = True) -> Extracted:
     """Features of clips, for every encoder that reads audio, and the transcripts of the Whisper encoder.
 
     Args:
         clips: the clips.
         how: encoders, cache, device.
-        copy: `CLEAN` for the recordings as they are, else the number of a degraded copy (`train.augment`), which is not
-            transcribed: what is said in it is known.
+        copy: `CLEAN` for the recordings as they are, else the number of a degraded copy (`train.augment`).
+        transcribe: whether words are wanted; in a copy for training, what is said is known.
 
     Raises:
         RecipeError: if an encoder is not what the recipe says.
@@ -101,7 +107,7 @@ def extract_speech(clips: Sequence[Clip], how: Extraction, copy: int = CLEAN) ->
     speech = [pinned(encoder) for encoder in encoders.values() if encoder.kind == "speech-transformer"]
     suffix = "" if copy == CLEAN else f"-degraded-{how.augment.copies_name}-{copy}"
     whisper_cache = Cache(cache / (encoder_key(whisper_spec) + suffix))
-    text_cache = Cache(cache / f"{encoder_key(whisper_spec)}-trusted-words") if copy == CLEAN else None
+    text_cache = Cache(cache / f"{encoder_key(whisper_spec)}-trusted-words{suffix}") if transcribe else None
     prosody_cache = Cache(cache / (encoder_key(prosody_spec) + suffix)) if prosody_spec else None
     speech_caches = {encoder.name: Cache(cache / (encoder_key(encoder) + suffix)) for encoder in speech}
     names = {clip.id: sha256_of(clip.audio) for clip in clips}

@@ -53,7 +53,7 @@ def evaluation_section(anchor: str, name: str, evaluation: Mapping[str, Any]) ->
     listed = "".join(f"<li>{escape(words)}</li>" for words in findings)
     return (
         f'<section aria-labelledby="{anchor}"><h2 id="{anchor}">{escape(name)}</h2><p>{evaluation["clips"]} clips of '
-        f"{evaluation['speakers']} speakers that no stage saw, held against {truth}.{missing}</p>"
+        f"{phrases.whose(evaluation)}, held against {truth}.{missing}</p>"
         f'<p class="verdict">{escape(phrases.verdict(evaluation))}</p>{_systems(name, evaluation)}'
         f'<ul class="findings">{listed}</ul><div class="panels">{"".join(figures)}</div></section>'
     )

@@ -147,7 +147,7 @@ def _data(results: Mapping[str, Any]) -> str:
             '<th scope="col">corpus</th><th scope="col" class="words">reason</th><th scope="col">rows</th>',
             rows,
         )
-        + (f"<p>Posteriors of every test clip, in the run's folder:</p><ul>{tables}</ul>" if tables else "")
+        + (f"<p>Posteriors of every clip, in the run's folder:</p><ul>{tables}</ul>" if tables else "")
         + "</section>"
     )
 

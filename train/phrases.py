@@ -8,6 +8,9 @@ from typing import Any
 
 from model.labels import CLASS_INDEX, CLASSES
 
+BY_FOLDS = "by_folds"
+"""Key of an evaluation of the training speakers, fold by fold: not of the ensemble that ships."""
+
 STORING = (
     "The prior correction is reported and not used: which classes are frequent where the model will run is not known "
     "here. It costs nothing at run time, because it is a constant for each class: softmax(logits / temperature + "
@@ -28,9 +31,16 @@ def signed(value: Mapping[str, float] | None) -> str:
     return "-" if value is None else f"{value['value']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
 
 
+def whose(found: Mapping[str, Any]) -> str:
+    """Whose clips an evaluation is of, and what those who judged them knew."""
+    if found.get(BY_FOLDS):
+        return f"{found['speakers']} training speakers, each judged by an ensemble whose members never heard him"
+    return f"{found['speakers']} speakers that no stage saw"
+
+
 def tested_on(found: Mapping[str, Any]) -> str:
     """Which clips a comparison's table is of."""
-    return f"{found['clips']} clips of {found['speakers']} speakers that no stage saw, held against the {found['reference']}."
+    return f"{found['clips']} clips of {whose(found)}, held against the {found['reference']}."
 
 
 def built_on(part: Mapping[str, str]) -> str:

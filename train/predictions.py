@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from model.labels import CLASSES
 from train.reference import Outputs, Reference
 
 FOLDER: Final = "predictions"
+FOLD: Final = "fold"
+"""Column of a table whose clips were judged fold by fold."""
 _COLUMNS: Final = ("id", "speaker", "gender", "intended", "top", "confidence", "uncertainty", "abstained")
 
 
@@ -19,8 +22,16 @@ def predictions_file(name: str) -> str:
     return f"{FOLDER}/{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.csv"
 
 
-def write_predictions(path: Path, reference: Reference, outputs: Outputs) -> None:
+def write_predictions(
+    path: Path, reference: Reference, outputs: Outputs, folds: npt.NDArray[np.int64] | None = None
+) -> None:
     """Writes one row per clip.
+
+    Args:
+        path: of the table.
+        reference: the truth about N clips.
+        outputs: what is said of them.
+        folds: of each clip, the fold whose ensemble judged it, `[N]`; None where one ensemble judged all.
 
     Columns: id, speaker, gender, the truth (`intended`, or the dominant vote where nobody acted; empty without one), the
     soup's class, confidence, disagreement and whether it abstains; then `vote_CLASS` (empty without raters), `p_CLASS`
@@ -40,7 +51,7 @@ def write_predictions(path: Path, reference: Reference, outputs: Outputs) -> Non
     doubt, posterior = outputs.disagreement, outputs.posterior
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow([*_COLUMNS, *columns])
+        table.writerow([*_COLUMNS, *columns, *([] if folds is None else [FOLD])])
         for row, clip in enumerate(reference.ids):
             truth, confidence = reference.truth[row], float(posterior[row].max())
             table.writerow(
@@ -54,6 +65,7 @@ def write_predictions(path: Path, reference: Reference, outputs: Outputs) -> Non
                     _number(doubt[row]),
                     int(confidence < outputs.abstain_below),
                     *(_number(values[row]) for values in columns.values()),
+                    *([] if folds is None else [int(folds[row])]),
                 ]
             )
 

@@ -60,9 +60,11 @@ def render(folder: Path) -> Path:
 
 
 def scores_of(evaluations: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The evaluations without their curves: what a checkpoint and a bundle carry."""
+    """The evaluations of the ensemble itself, without their curves: what a checkpoint and a bundle carry."""
     short: dict[str, Any] = {}
     for name, evaluation in evaluations.items():
+        if evaluation.get(phrases.BY_FOLDS):
+            continue
         short[name] = {key: value for key, value in evaluation.items() if key not in _DRAWN}
         short[name]["calibration"] = {k: v for k, v in evaluation["calibration"].items() if k != "reliability"}
         orders = evaluation["selection"]["orders"].items()
@@ -91,7 +93,7 @@ def _results(evaluation: Mapping[str, Any]) -> list[str]:
     rated = any(score["voted_uar"] for score in evaluation["systems"].values())
     votes = " UAR against votes |" if rated else ""
     lines = [
-        f"{evaluation['clips']} clips of {evaluation['speakers']} speakers that no stage has seen, held against the",
+        f"{evaluation['clips']} clips of {phrases.whose(evaluation)}, held against the",
         f"{evaluation['reference']}. Brackets are 95 % intervals by bootstrap over speakers; the gain is the soup's UAR",
         "minus the row's on the same clips.",
         "",

@@ -27,6 +27,7 @@ from train.stages.meta import columns_of, meta_posterior, stacked_outputs
 from train.transfer.start import CHOSEN
 
 SOUP: Final = "soup of meta-classifiers"
+PROBES: Final = ("linear probe", "linear probe, degraded copies too")
 ADAPTED_PROBE: Final = "linear probe, adapted to the channel"
 _GENERAL_LIMIT: Final = "An emotion posterior is a guess at what a listener would hear, not a fact about a person."
 _WORDS_NOTE: Final = (
@@ -39,9 +40,9 @@ def fit_probes(recipe: Recipe, prepared: Prepared) -> dict[str, Probe]:
     """The probes that the ensemble is held against: on the recordings alone, and on what the members see."""
     modalities = audio_modalities(recipe.encoder_specs())
     copies, dev = prepared.alone
-    probes = {"linear probe": Probe.fit(copies[0], dev, modalities)}
+    probes = {PROBES[0]: Probe.fit(copies[0], dev, modalities)}
     if len(copies) > 1:
-        probes["linear probe, degraded copies too"] = Probe.fit(concatenate(copies), dev, modalities)
+        probes[PROBES[1]] = Probe.fit(concatenate(copies), dev, modalities)
     if recipe.adaptation:
         once = prepared.training.copies[:: recipe.adaptation.draws]
         probes[ADAPTED_PROBE] = Probe.fit(concatenate(once), prepared.training.dev, (FUNCTIONALS,))

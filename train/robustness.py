@@ -1,8 +1,8 @@
 """What bad lines cost a finished run: its test speakers, heard through each degradation alone.
 
 Training with degraded copies is a promise about microphones, rooms and lines that no table of clean recordings shows. Every
-switch of `[augment]` is turned on by itself here, for every test clip, and the ensemble is scored as it is served. A second
-run, say one without degraded copies, is held against the first on the same clips.
+switch of `[augment]` is turned on by itself here, for every test clip; words are transcribed from what is left, as the daemon
+does it, and the ensemble is scored. A second run, say one without degraded copies, is held against the first on the same clips.
 
 Shapes: N = test clips.
 """
@@ -28,10 +28,19 @@ from train.prepare import Dealt, split_of
 from train.reference import Guesses, Reference, reference_of
 from train.robustness_report import CLEAN, write_robustness
 from train.transfer.source import Source
+from train.transfer.target import shared_classes
 from train.word_errors import misheard
 
 _PEAK_DB: Final = -3.0
-"""Of every degraded clip but those whose level is what changes."""
+"""Of every degraded clip but those whose level is what changes; "level" shows what that alone does."""
+
+
+_LOUD: Final = (0.0, 10.0)
+_USUAL: Final = AugmentConfig()
+
+
+def _span(values: tuple[float, float]) -> str:
+    return f"{values[0]:g} to {values[1]:g}"
 
 
 def _alone(**switch: Any) -> AugmentConfig:
@@ -59,15 +68,19 @@ class Condition:
 
 
 CONDITIONS: Final[Mapping[str, Condition]] = {
-    "microphone": Condition("a random frequency response, 8 dB from octave to octave", _alone(colour_db=8.0)),
+    "level": Condition(f"a peak of {_PEAK_DB:g} dB of full scale, as in all rows but the gain's", _alone()),
+    "microphone": Condition(
+        f"a random frequency response, {_USUAL.colour_db:g} dB at points an octave apart",
+        _alone(colour_db=_USUAL.colour_db),
+    ),
     "echo": Condition("a room of up to 0.7 s, mostly below the direct sound", _alone(echo=1.0)),
-    "room": Condition("early reflections and reverberation of 0.2 to 1 s", _alone(room=1.0)),
-    "noise": Condition("stationary noise 5 to 35 dB below the speech", _alone(noise=1.0)),
-    "loud noise": Condition("stationary noise 0 to 10 dB below the speech", _alone(noise=1.0, snr_db=(0.0, 10.0))),
-    "clipping": Condition("driven 3 to 15 dB over the limit", _alone(clipping=1.0)),
+    "room": Condition(f"early reflections, reverberation of {_span(_USUAL.room_rt60_s)} s", _alone(room=1.0)),
+    "noise": Condition(f"stationary noise {_span(_USUAL.snr_db)} dB below the speech", _alone(noise=1.0)),
+    "loud noise": Condition(f"the same {_span(_LOUD)} dB below the speech", _alone(noise=1.0, snr_db=_LOUD)),
+    "clipping": Condition(f"driven {_span(_USUAL.overdrive_db)} dB over the limit", _alone(clipping=1.0)),
     "telephone": Condition("300 to 3400 Hz and mu-law", _alone(telephone=1.0)),
-    "Opus": Condition("8 to 24 kbit/s", _alone(opus=1.0)),
-    "gain": Condition("a peak of -30 to 0 dB of full scale", _alone(level_db=(-30.0, 0.0))),
+    "Opus": Condition(f"{_span(_USUAL.opus_kbit_s)} kbit/s", _alone(opus=1.0)),
+    "gain": Condition(f"a peak of {_span(_USUAL.level_db)} dB of full scale", _alone(level_db=_USUAL.level_db)),
     "misheard words": Condition(
         "a tenth of the words missing, 15 % exchanged", _alone(words=WordErrorsConfig(errors=1.0, variants=1))
     ),
@@ -111,7 +124,7 @@ def measure_robustness(runs: Sequence[Source], data: Path, cache: Path, out: Pat
         {
             "format": 1,
             "corpus": corpus,
-            "runs": {run.id: run.recipe.data.degraded_copies for run in runs},
+            "runs": {run.id: _copies(run) for run in runs},
             "taught": {run.id: {KEY: contaminating(run.recipe, corpus, set(run.recipe.encoders))} for run in runs},
             "clips": int((reference.truth >= 0).sum()),
             "speakers": len(set(reference.speakers)),
@@ -162,11 +175,10 @@ class _Heard:
     def under(self, condition: Condition | None) -> Examples:
         """In whole calls, as the run's own report hears them; the clean recordings for no condition."""
         clips, recipe = self.test.clips, self.run.recipe
-        clean = self.extraction.frames(clips)
         if condition is None or condition.spoils_words:
-            frames = clean
+            frames = self.extraction.frames(clips)
         else:
-            frames = replace(self.extraction, augment=condition.augment).frames(clips, 1, clean)
+            frames = replace(self.extraction, augment=condition.augment).frames(clips, 1)
         examples = examples_of(clips, frames, recipe.data.intended_votes)
         if condition is not None and condition.spoils_words:
             spoiled = misheard(replace(self.extraction, augment=condition.augment), clips)
@@ -175,9 +187,16 @@ class _Heard:
         return Dealt(recipe, self.run.checkpoint.adaptation).once(examples)
 
 
+def _copies(run: Source) -> str:
+    """Degraded copies that a run's own training heard of every clip, for people."""
+    before = ", beside what the runs before it heard" if run.checkpoint.lineage else ""
+    return f"{run.recipe.data.degraded_copies} degraded copies of a clip{before}"
+
+
 def _test_part(run: Source, data: Path) -> Manifest:
     settings = run.recipe.data
-    return split_of(read_corpus(settings.corpus, data, settings.options), settings).test
+    split = split_of(read_corpus(settings.corpus, data, settings.options), settings)
+    return shared_classes(split, run.classes).test
 
 
 def _ids(part: Manifest) -> tuple[str, ...]:

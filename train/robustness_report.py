@@ -14,8 +14,9 @@ from train.phrases import estimate, signed
 STEM: Final = "robustness"
 CLEAN: Final = "as recorded"
 _HOW: Final = (
-    "UAR of the whole ensemble as it is served, each speaker's clips one call. Every condition is applied to every clip, "
-    "alone. Brackets are 95 % intervals by bootstrap over speakers; changes are of the same clips, and real where their "
+    "UAR of the whole ensemble, each speaker's clips one call. Every condition is applied to every clip, alone, and its words "
+    "are transcribed from what is left. A clip in which no speech is found is kept whole here, which a daemon would leave "
+    "out. Brackets are 95 % intervals by bootstrap over speakers; changes are of the same clips, and real where their "
     "interval leaves out 0."
 )
 
@@ -88,9 +89,7 @@ def _told(results: Mapping[str, Any], condition: str) -> str:
 
 
 def _summary(results: Mapping[str, Any]) -> str:
-    copies = "; ".join(
-        f"{run} was trained with {count} degraded copies of a clip" for run, count in results["runs"].items()
-    )
+    copies = "; ".join(f"{run} was trained with {told}" for run, told in results["runs"].items())
     return (
         f"{results['clips']} clips of {results['speakers']} speakers of {results['corpus']} that no stage saw, held against "
         f"the {results['reference']}. {copies}."

@@ -24,6 +24,7 @@ from train.errors import RunError
 from train.execution import Ranks, device_of, join_ranks, keep_freed_memory, leave_ranks
 from train.features import Progress
 from train.history import learning_curves, meta_curves, write_meta_histories
+from train.phrases import BY_FOLDS
 from train.predictions import predictions_file, write_predictions
 from train.prepare import Prepared, prepare
 from train.reference import Guesses
@@ -271,9 +272,9 @@ def _evaluate(
         evaluations[f"{name} (unseen speakers)"] = evaluation | {"predictions": predictions_file(name)}
     if folds is not None:
         name = f"{recipe.data.corpus}, {NAME}"
-        reference, outputs, evaluation = cross_validate(recipe, prepared, folds)
-        write_predictions(out / predictions_file(name), reference, outputs)
-        evaluations[name] = evaluation | {"predictions": predictions_file(name)}
+        reference, outputs, evaluation = cross_validate(recipe, prepared, folds, progress)
+        write_predictions(out / predictions_file(name), reference, outputs, prepared.training.folds)
+        evaluations[name] = evaluation | {BY_FOLDS: True, "predictions": predictions_file(name)}
     progress("evaluation", len(prepared.test), len(prepared.test))
     words = words_table(recipe, prepared, trained, cache, progress)
     results = results_of(recipe, prepared, trained, evaluations, words)

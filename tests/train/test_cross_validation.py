@@ -1,4 +1,4 @@
-"""The training speakers are judged by what never heard them, down to the last layer."""
+"""The training speakers are judged by members that never heard them, and by meta-classifiers that never saw their clips."""
 
 from dataclasses import replace
 
@@ -29,8 +29,12 @@ def members(**other: int) -> dict[str, dict[int, DeepSER]]:
     return {"tiny": {ALL_SPEAKERS if name == "all" else int(name): make_member(seed=s) for name, s in seeds.items()}}
 
 
+def silent(what: str, done: int, total: int) -> None:
+    pass
+
+
 def outputs(clips: Examples, trained: dict[str, dict[int, DeepSER]]) -> Outputs:
-    return cross_validate(RECIPE, prepared(training_of(clips)), trained)[1]
+    return cross_validate(RECIPE, prepared(training_of(clips)), trained, silent)[1]
 
 
 def prepared(training: TrainingSet) -> Prepared:
@@ -54,7 +58,7 @@ def found() -> Outputs:
 
 
 @pytest.mark.parametrize("fold", range(FOLDS))
-def test_what_a_fold_was_labelled_as_does_not_reach_its_own_figures(found: Outputs, fold: int) -> None:
+def test_stage_3_never_learns_from_the_labels_of_the_fold_that_it_judges(found: Outputs, fold: int) -> None:
     mine = np.flatnonzero(NUMBERS == fold)
     targets = CLIPS.targets.copy()
     targets[mine] = np.roll(targets[mine], 1, axis=0)
@@ -78,7 +82,7 @@ def test_the_members_that_ship_judge_nobody(found: Outputs) -> None:
 
 
 def test_every_training_clip_is_judged_once_by_every_system() -> None:
-    reference, outputs, evaluation = cross_validate(RECIPE, prepared(training_of(CLIPS)), members())
+    reference, outputs, evaluation = cross_validate(RECIPE, prepared(training_of(CLIPS)), members(), silent)
     assert reference.ids == CLIPS.ids
     assert np.isfinite(outputs.posterior).all()
     assert np.isfinite(outputs.prior_corrected).all()

@@ -96,13 +96,13 @@ def test_neighbours_do_not_change_features(
     assert alone.transcripts["clip1"] == together.transcripts["clip1"]
 
 
-def test_degraded_copies_are_kept_apart_and_not_transcribed(
+def test_degraded_copies_are_kept_apart_and_transcribed_only_where_words_are_wanted(
     clips: list[Clip], encoders: dict[str, EncoderSpec], cache: Path
 ) -> None:
     clean = extract_speech(clips, Extraction(encoders, cache, lambda *call: None))
     before, calls = times(cache), Calls()
     copies = [
-        extract_speech(clips[:2], Extraction(encoders, cache, lambda *call: calls.append(call)), copy)
+        extract_speech(clips[:2], Extraction(encoders, cache, lambda *call: calls.append(call)), copy, transcribe=False)
         for copy in (1, 2, 1)
     ]
     assert len(calls) == 2  # the third is read
@@ -113,7 +113,11 @@ def test_degraded_copies_are_kept_apart_and_not_transcribed(
         np.testing.assert_array_equal(first, again)
         assert first.shape[1] == clean.frames[modality]["clip0"].shape[1]
         assert len({values.tobytes() for values in (first, second, clean.frames[modality]["clip0"])}) == 3
+    heard = extract_speech(clips[:2], Extraction(encoders, cache, lambda *call: None), 1)
+    assert heard.transcripts.keys() == {"clip0", "clip1"}
+    np.testing.assert_array_equal(heard.frames["whisper"]["clip0"], copies[0].frames["whisper"]["clip0"])
     unchanged = extract_speech(clips, Extraction(encoders, cache, lambda *call: None))
+    assert unchanged.transcripts == clean.transcripts
     np.testing.assert_array_equal(unchanged.frames["whisper"]["clip0"], clean.frames["whisper"]["clip0"])
 
 

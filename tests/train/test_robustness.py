@@ -18,26 +18,36 @@ SOUND = np.sin(2 * np.pi * 440 * np.arange(SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ).ast
 SWITCHES = {"colour_db", "echo", "room", "noise", "clipping", "telephone", "opus"}
 
 
+def switches_of(name: str) -> set[str]:
+    """What a condition turns on."""
+    rules = CONDITIONS[name].augment
+    on = {switch for switch in SWITCHES if getattr(rules, switch) > 0}
+    on |= {"level"} if rules.level_db[0] < rules.level_db[1] else set()
+    return on | {word for word in ("errors", "empty") if getattr(rules.words, word) > 0}
+
+
 @pytest.mark.parametrize("name", CONDITIONS.keys() - {"degraded copies"})
 def test_a_condition_is_one_switch_and_no_other(name: str) -> None:
-    condition = CONDITIONS[name]
-    on = {switch for switch in SWITCHES if getattr(condition.augment, switch) > 0}
-    on |= {"level"} if condition.augment.level_db[0] < condition.augment.level_db[1] else set()
-    on |= {"words"} if condition.spoils_words else set()
-    assert len(on) == 1
+    assert len(switches_of(name)) == (0 if name == "level" else 1)
 
 
 @pytest.mark.parametrize("name", CONDITIONS.keys() - {"degraded copies"})  # chance may leave those as they are
 def test_a_condition_changes_the_sound_unless_it_is_about_words(name: str) -> None:
     spoiled = degrade(SOUND, np.random.default_rng(0), CONDITIONS[name].augment)
     like = np.abs(np.corrcoef(spoiled, SOUND)[0, 1])
-    only_louder = CONDITIONS[name].spoils_words or name in ("gain", "microphone")  # of a pure tone, a colour is a level
+    only_louder = CONDITIONS[name].spoils_words or name in (
+        "gain",
+        "level",
+        "microphone",
+    )  # of a pure tone, a colour is a level
     assert (like > 1 - 1e-6) == only_louder
 
 
 def test_every_switch_of_the_rules_has_its_condition() -> None:
-    fields = set(AugmentConfig.model_fields) - {"room_rt60_s", "noise_colours", "snr_db", "overdrive_db", "opus_kbit_s"}
-    assert fields == SWITCHES | {"level_db", "words"}
+    ranges = {"room_rt60_s", "noise_colours", "snr_db", "overdrive_db", "opus_kbit_s"}
+    assert set(AugmentConfig.model_fields) - ranges == SWITCHES | {"level_db", "words"}
+    covered = {switch for name in CONDITIONS if name != "degraded copies" for switch in switches_of(name)}
+    assert covered == SWITCHES | {"level", "errors", "empty"}
 
 
 def reference() -> Reference:
@@ -67,7 +77,7 @@ def results() -> dict[str, Any]:
     }
     return {
         "corpus": "cremad",
-        "runs": {"plain": 0, "taught": 2},
+        "runs": {"plain": "0 degraded copies of a clip", "taught": "2 degraded copies of a clip"},
         "taught": {"plain": {"contaminated_by": []}, "taught": {"contaminated_by": []}},
         "clips": 230,
         "speakers": 8,

@@ -145,6 +145,12 @@ def test_results_are_of_unseen_speakers_and_have_intervals(run: Run) -> None:
     assert systems | {"linear probe", ADAPTED_PROBE} < again["systems"].keys() < own["systems"].keys()
     training = prepare(run.recipe, run.data, run.cache, lambda *call: None).training.train
     assert tuple(row["id"] for row in rows_of(run, again)) == training.ids
+    assert {row["fold"] for row in rows_of(run, again)} == {"0", "1"}
+    told = f"{len(training)} clips of {len(set(training.speakers))} training speakers, each judged by an ensemble whose members"
+    for text in (page, (run.out / "MODEL_CARD.md").read_text()):
+        assert text.count(told) == 1
+        assert text.count("speakers that no stage saw") == 3
+    assert f"cremad, {NAME}" not in load_checkpoint(run.out / "checkpoint").metrics, "of no ensemble that ships"
     assert not {row["speaker"] for row in rows_of(run, again)} & {row["speaker"] for row in rows_of(run, own)}
     assert (own["speakers"], other["speakers"], other["clips"]) == (3, 2, 4)
     assert (degraded["speakers"], degraded["clips"]) == (3, own["clips"])
@@ -307,7 +313,11 @@ def test_a_killed_run_continues_where_it_stopped(run: Run, tmp_path: Path) -> No
     shutil.rmtree(killed / "checkpoint")
     before = {path: path.stat().st_mtime_ns for path in (*killed.rglob("members/*"), *run.cache.rglob("*.safetensors"))}
     calls = run.again(killed)
-    assert {what for what, _, _ in calls} == {"members, stages 1 and 2", "evaluation"}  # no features
+    assert {what for what, _, _ in calls} == {
+        "members, stages 1 and 2",
+        "evaluation",
+        "cross-validation",
+    }  # no features
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert {path.name for path in (killed / "members").iterdir() if path not in before} == {
         "words-without-fold-1.stage2.json",

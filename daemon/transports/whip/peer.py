@@ -31,14 +31,22 @@ from daemon.transports.whip.results import ResultLog
 from daemon.transports.whip.rules import IceServer
 from daemon.transports.whip.sdp import MAX_CANDIDATES, Credentials, Offer, local_candidates, write_answer
 
-WAITING_PACKETS: Final = 3000
-"""A minute of audio, while the models are behind: some 0.6 MB. A sender in real time cannot be told to wait."""
+WAITING_PACKETS: Final = 1000
+"""While the models are behind: 20 s at the usual 20 ms a packet. A sender in real time cannot be told to wait, and what waits
+is to be scored within `limits.drain_timeout_s` once we stop."""
 _MAX_BUFFERED_BYTES: Final = 1 << 18
 """Of results on the way to a client that is slow; the rest waits in the log."""
 _CLOSE_S: Final = 5.0
 _JITTER_BUFFER: Final = "_RTCRtpReceiver__jitter_buffer"
 """Private to aiortc, which has no other place for one's own; see `daemon.transports.whip.reorder`."""
 _ICE_CHARACTERS: Final = string.ascii_letters + string.digits
+
+
+class Finalize:
+    """Stands among the packets where open utterances are to end."""
+
+
+FINALIZE: Final = Finalize()
 
 
 class Peer:
@@ -49,9 +57,8 @@ class Peer:
         log: what a data channel tells.
 
     Attributes:
-        packets: of Opus, in order; closed once nothing more comes.
+        packets: of Opus, in order, and `FINALIZE` where the client asked for it; closed once nothing more comes.
         heard: takes every text that the client says over a data channel.
-        heard_at: loop time of the last packet.
         candidates: our addresses.
     """
 
@@ -69,9 +76,8 @@ class Peer:
         self._order = Reorder()
         self._mid = ""
         self._signalled = 0
-        self.packets: Channel[Encoded] = Channel(WAITING_PACKETS, Overflow.DROP_OLDEST)
+        self.packets: Channel[Encoded | Finalize] = Channel(WAITING_PACKETS, Overflow.DROP_OLDEST)
         self.heard: Callable[[str], None] = lambda text: None
-        self.heard_at = asyncio.get_running_loop().time()
         self.candidates: tuple[str, ...] = ()
 
     @property
@@ -164,7 +170,6 @@ class Peer:
         self._draining = asyncio.create_task(self._watch(track), name="track")
 
     def _take(self, packet: Packet) -> None:
-        self.heard_at = asyncio.get_running_loop().time()
         for encoded in self._order.add(packet):
             self.packets.offer(encoded)
 

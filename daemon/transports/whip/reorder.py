@@ -31,11 +31,13 @@ class Encoded:
         data: what the codec takes.
         timestamp: of its first sample, at the track's rate, counted from the first packet's; it does not wrap.
         lost: packets that were lost right before it.
+        anew: the sender has begun a new clock with it.
     """
 
     data: bytes
     timestamp: int
     lost: int
+    anew: bool = False
 
 
 class Reorder:
@@ -45,6 +47,7 @@ class Reorder:
         self._next: int | None = None
         self._waiting: dict[int, Packet] = {}
         self._lost = 0
+        self._anew = False
         self._clock: tuple[int, int] | None = None
 
     def add(self, packet: Packet) -> list[Encoded]:
@@ -54,7 +57,7 @@ class Reorder:
         ahead = (packet.sequence_number - self._next + _SEQUENCE // 2) % _SEQUENCE - _SEQUENCE // 2
         if abs(ahead) > _RESTART:
             self._waiting.clear()
-            self._next, ahead = packet.sequence_number, 0
+            self._next, ahead, self._anew = packet.sequence_number, 0, True
         if ahead < 0:
             return []  # it came twice, or too late
         self._waiting[self._next + ahead] = packet
@@ -76,8 +79,8 @@ class Reorder:
             self._next = first + 1
             packet = self._waiting.pop(first)
             if packet._data:
-                found.append(Encoded(packet._data, self._unwrapped(packet.timestamp), self._lost))
-                self._lost = 0
+                found.append(Encoded(packet._data, self._unwrapped(packet.timestamp), self._lost, self._anew))
+                self._lost, self._anew = 0, False
         return found
 
     def _unwrapped(self, timestamp: int) -> int:

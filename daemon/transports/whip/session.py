@@ -10,8 +10,9 @@ from daemon.errors import CLOSE_POLICY, PeerError
 from daemon.request import parse_object
 from daemon.stream import GOING_AWAY, MODEL_FAILED, SERVER_ERROR, Ending, Stream, cancelled
 from daemon.streams import Streams
+from daemon.transports.opus import OPUS_RATE_HZ, packet_samples
 from daemon.transports.whip.intake import Hole, Intake
-from daemon.transports.whip.peer import Peer
+from daemon.transports.whip.peer import FINALIZE, Finalize, Peer
 from daemon.transports.whip.reorder import Encoded
 from daemon.transports.whip.results import ResultLog
 from daemon.transports.whip.timeline import Gap, Gaps, Reason
@@ -50,8 +51,7 @@ class WhipSession:
         self._intake = Intake(len(stream.info.roles), streams.rules.idle_timeout_s)
         self._gaps = Gaps(_GAP_WINDOW)
         self._asked: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
-        self._finalize = False
-        self._spoke_at = asyncio.get_running_loop().time()
+        self._alive_at = asyncio.get_running_loop().time()
         self._fed_at: float | None = None
         self._counted_dropped = 0
         peer.heard = self._hear
@@ -63,11 +63,11 @@ class WhipSession:
 
     def _hear(self, text: str) -> None:
         """Takes a message that the client sent over a data channel: the control messages of the native protocol."""
-        self._spoke_at = asyncio.get_running_loop().time()
+        self._alive_at = asyncio.get_running_loop().time()
         try:
             kind = parse_object(text).get("type")
             if kind == "finalize":
-                self._finalize = True
+                self._peer.packets.offer(FINALIZE)
             elif kind == "close":
                 self.end()
             elif kind != "keep_alive":
@@ -105,21 +105,29 @@ class WhipSession:
         finally:
             await cancelled(draining)
             await cancelled(feeding)
+            self._leave_out()
+
+    def _leave_out(self) -> None:
+        """Tells what came and will not be heard, because there is no time left or too much was sent."""
+        left = sum(_samples(packet.data) for packet in self._peer.packets.rest() if isinstance(packet, Encoded))
+        missing = self._intake.held + left
+        if missing:
+            start = self._intake.position - self._intake.held
+            self._tell([*self._gaps.add(start, start + missing, "dropped"), *self._gaps.finish()])
 
     async def _feed(self) -> Ending:
         """Hands on audio until no more comes, and says why."""
-        ending = await self._listen()
-        await self._hand_over()
-        await self._stream.feed(self._intake.flush())
+        try:
+            ending = await self._listen()
+            await self._hand_over()
+            await self._stream.feed(self._intake.flush())
+        except PeerError as error:
+            return Ending.of(error)
         self._tell(self._gaps.finish())
         return ending
 
     async def _listen(self) -> Ending:
         while True:
-            if self._finalize:
-                self._finalize = False
-                await self._hand_over()
-                await self._stream.finalize()
             try:
                 async with asyncio.timeout(_TICK_S):
                     packet = await self._peer.packets.get()
@@ -130,20 +138,27 @@ class WhipSession:
                 continue
             except Closed:
                 return _CLIENT_GONE if self._peer.failed else CLIENT_CLOSED
-            reason = self._reason(packet)
-            self._fed_at = asyncio.get_running_loop().time()
-            self._miss(self._intake.push(packet, self._fed_at), reason)
+            if isinstance(packet, Finalize):
+                await self._hand_over()
+                await self._stream.finalize()
+                continue
+            reason, now = self._reason(packet), asyncio.get_running_loop().time()
+            self._miss(self._intake.push(packet, now), reason)
+            if not self._intake.spoiled:
+                self._fed_at = self._alive_at = now
+            elif (idle := await self._wait_on()) is not None:
+                return Ending.of(idle)
             if self._intake.held >= VAD_WINDOW:
                 await self._hand_over()
                 await asyncio.sleep(0)  # others get their turn while this one catches up
 
     async def _wait_on(self) -> PeerError | None:
-        """No packet for a while: silence stands in, or the client is given up."""
+        """No audio for a while: silence stands in, or the client is given up."""
         now = asyncio.get_running_loop().time()
         limit = self._streams.rules.idle_timeout_s
         if not self._peer.connected:
             limit = min(limit, CONNECT_S)
-        if now - max(self._peer.heard_at, self._spoke_at) > limit:
+        if now - self._alive_at > limit:
             return PeerError("idle", f"no audio for {limit:g} s", CLOSE_POLICY)
         if self._fed_at is not None and (missing := now - self._fed_at - _GRACE_S) > 0:
             self._fed_at += missing
@@ -184,3 +199,11 @@ class WhipSession:
         finally:
             self._log.close()
             await self._holds.aclose()
+
+
+def _samples(packet: bytes) -> int:
+    """Length of an Opus packet at 16 kHz; 0 of what is none."""
+    try:
+        return packet_samples(packet) * SAMPLE_RATE_HZ // OPUS_RATE_HZ
+    except PeerError:
+        return 0

@@ -64,6 +64,10 @@ class Timeline:
         self.position += ahead + length
         return Placed(max(ahead, 0), max(-ahead, 0))
 
+    def restart(self) -> None:
+        """The sender has begun a new clock: the next frame follows the last one."""
+        self._origin = None
+
     def pause(self, length: int) -> None:
         """Silence goes in where no frame came."""
         self.position += length

@@ -2,10 +2,14 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from daemon.transports.whip.intake import Intake
 from daemon.transports.whip.reorder import DEPTH, Encoded, Reorder
+from tests.daemon.transports.whip_client import PACKET, opus_packets
 
 
 @dataclass
@@ -92,8 +96,25 @@ def test_whatever_comes_comes_out_once_and_in_order(numbers: list[int]) -> None:
 
 def test_a_sender_that_begins_anew_is_followed() -> None:
     order = Reorder()
-    assert places(out(order, [0, 1, 2, 3000, 3001, 3002])) == [0, 1, 2, 3000, 3001, 3002]
-    assert places(out(order, [7, 8])) == [7, 8]
+    found = out(order, [0, 1, 2, 3000, 3001, 3002])
+    assert places(found) == [0, 1, 2, 3000, 3001, 3002]
+    assert [encoded.anew for encoded in found] == [False, False, False, True, False, False]
+    found = out(order, [7, 8])
+    assert places(found) == [7, 8]
+    assert [encoded.anew for encoded in found] == [True, False]
+
+
+@pytest.mark.parametrize("clock", [0, 10**9, 2**31 + 5, 2**32 - 5])
+def test_a_new_clock_loses_nothing_wherever_it_begins(clock: int) -> None:
+    order, intake = Reorder(), Intake(1, 60.0)
+    (packet,) = opus_packets(np.zeros((PACKET, 2), np.int16))
+    sent = [Sent(number, clock=3 * 10**9) for number in range(100)]
+    sent += [Sent(number, start=20_000, clock=clock) for number in range(100)]
+    for number, one in enumerate(sent):
+        one._data = packet
+        for encoded in order.add(one):
+            assert intake.push(encoded, 0.02 * number) is None
+    assert intake.position == 200 * PACKET // 3
 
 
 def test_packets_without_audio_are_passed_over() -> None:

@@ -1,6 +1,5 @@
 """The curve over budgets: what its figures are, and how they are shown."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,17 +38,23 @@ def guesses(right: float, seed: int) -> Guesses:
 
 
 def results(full: float = 0.9, last: float = 1.0) -> dict[str, Any]:
-    alone = guesses(0.35, 0)
+    alone = Levels(guesses(0.35, 0), guesses(0.5, 0))
     rates = {0.1: (0.75, 0.4), last: (full, 0.8)}
     spent = [
-        Spent(Budget(share, draw), 50, 10, 2, {FINETUNED: guesses(tuned, draw), SCRATCH: guesses(fresh, draw)})
+        Spent(
+            Budget(share, draw),
+            50,
+            10,
+            2,
+            {FINETUNED: guesses(tuned, draw), SCRATCH: guesses(fresh, draw)},
+            {ALONE: {FINETUNED: guesses(tuned - 0.1, draw), SCRATCH: guesses(fresh - 0.1, draw)}},
+        )
         for draw in range(2)
         for share, (tuned, fresh) in rates.items()
     ]
     levels = Levels(guesses(0.5, 0), guesses(0.6, 0))
-    heard_alone = {
-        "otherwise": {ALONE: compare_budgets(reference(), replace(levels, untouched=alone), spent, (0.1, last))}
-    }
+    by_themselves = [one.heard(ALONE) for one in spent]
+    heard_alone = {"otherwise": {ALONE: compare_budgets(reference(), alone, by_themselves, (0.1, last))}}
     return compare_budgets(reference(), levels, spent, (0.1, last)) | heard_alone
 
 
@@ -125,6 +130,8 @@ def test_the_table_and_the_page_say_the_same() -> None:
         assert "50 + 10 of 2 speakers" in text
         assert f"{found[BEGUN]['uar']['value']:.3f}" in text
     assert f"10% {shown}" in page(found), "the plot in words"
+    few_alone = found["otherwise"][ALONE]["budgets"][0]["systems"][FINETUNED]
+    assert few_alone["by_draw"] == pytest.approx([uar(guesses(0.65, draw)) for draw in range(2)])
     closed_alone = found["otherwise"][ALONE]["budgets"][0]["gap_closed_from_untouched"]["value"]
     assert closed_alone > found["budgets"][0]["gap_closed_from_untouched"]["value"]
     for text in (markdown(found), page(found)):

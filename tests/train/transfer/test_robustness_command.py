@@ -27,10 +27,15 @@ def test_the_recordings_score_what_the_runs_own_report_says(world: World, measur
     own = json.loads((world.run / "report.json").read_text())["evaluations"]["cremad (unseen speakers)"]
     ((run, row),) = found["rows"][CLEAN].items()
     assert row["uar"] == own["systems"][SOUP]["uar"]
-    assert found["runs"] == {run: 0}
+    assert found["runs"] == {run: "0 degraded copies of a clip"}
     assert found["rows"].keys() == {CLEAN} | CONDITIONS.keys()
     assert found["clips"] == own["clips"] - own["without_reference"]
     assert (measured / "robustness.html").read_text().count("<tr>") >= len(CONDITIONS)
+
+
+def test_words_are_those_that_are_left_on_the_bad_line(world: World, measured: Path) -> None:
+    kept = {path.name.partition("-trusted-words")[2] for path in world.cache.glob("*-trusted-words*")}
+    assert len(kept) == 1 + sum(not condition.spoils_words for condition in CONDITIONS.values())
 
 
 def test_a_condition_is_extracted_once(world: World, measured: Path, tmp_path: Path) -> None:
