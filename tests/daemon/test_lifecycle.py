@@ -29,20 +29,13 @@ from daemon.wire import redis_fields
 from model.audio import SAMPLE_RATE_HZ
 from tests.daemon.conftest import ASSETS, CALL, Message, each, events_of, finals, linear16_of, of_type, pieces, serving
 from tests.factories import make_call_event
+from tests.ports import free_port
 from tests.waiting import until
 
 TWO = ASSETS / "two_sentences.flac"
 WITHIN_S = 60.0
 ENVIRONMENT = {**os.environ, "COLUMNS": "80", "PYTHONPATH": str(Path(__file__).parents[2]), "MEDUSA_PORT": "0"}
 """Port 0: another daemon may have the default one."""
-
-
-def free_port() -> int:
-    """A port where nobody listens yet."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def program(folder: Path, *arguments: str, env: dict[str, str] = ENVIRONMENT) -> Process:

@@ -1,7 +1,6 @@
 """Gateways and workers of a test, on a Redis of its own."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -30,14 +29,6 @@ QUICK: Final = FleetSettings(visibility_s=0.3, poll_s=0.1, interim_s=1.0)
 WITHIN_S: Final = 20.0
 
 Value = TypeVar("Value")
-
-
-def free_port() -> int:
-    """A port where nobody listens yet."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def said(index: int, channel: int = 0, interim: int = 0) -> Utterance:

@@ -22,7 +22,8 @@ from daemon.wire import emotion_message
 from model.bundle import read_bundle
 from model.recording import read_recording
 from tests.daemon.conftest import CALL, Message, assert_same_results, finals
-from tests.daemon.fleet.running import free_port, published
+from tests.daemon.fleet.running import published
+from tests.ports import free_port
 
 ROOT: Final = Path(__file__).parents[3]
 GATEWAYS: Final = 1

@@ -14,7 +14,6 @@ from daemon.fleet.wire import Work
 from tests.daemon.fleet.running import (
     BUNDLE,
     QUICK,
-    free_port,
     gateway_at,
     offline,
     published,
@@ -23,6 +22,7 @@ from tests.daemon.fleet.running import (
     workers_at,
 )
 from tests.factories import make_info
+from tests.ports import free_port
 from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -28,7 +28,6 @@ from daemon.sinks.spool import Spool
 from tests.daemon.fleet.running import (
     BUNDLE,
     QUICK,
-    free_port,
     gateway_at,
     offline,
     published,
@@ -38,6 +37,7 @@ from tests.daemon.fleet.running import (
 )
 from tests.factories import make_call_event, make_emotion_event, make_info
 from tests.fakes import ListeningScorer
+from tests.ports import free_port
 from tests.waiting import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -14,7 +14,8 @@ from daemon.fleet.keys import FleetKeys
 from daemon.fleet.settings import FleetSettings
 from daemon.metrics import Metrics
 from model.bundle import read_bundle
-from tests.daemon.fleet.running import free_port, workers_at
+from tests.daemon.fleet.running import workers_at
+from tests.ports import free_port
 from tests.waiting import until
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import shutil
-import socket
 from pathlib import Path
 
 import pytest
@@ -15,15 +14,8 @@ from daemon.sinks.redis import RedisSink, StreamSettings
 from daemon.sinks.spool import Spool
 from tests.daemon.sinks.conftest import DRAIN_S, entries, ids, publish, sink_to, some_events
 from tests.factories import make_call_event, make_emotion_event, make_info
+from tests.ports import free_port
 from tests.waiting import until
-
-
-def free_port() -> int:
-    """A port where nobody listens yet."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def test_a_lost_acknowledgement_repeats_nothing_after_a_long_outage(
