@@ -103,10 +103,11 @@ def _findings(results: Mapping[str, Any]) -> Iterator[str]:
     for run in results["runs"]:
         rows = {condition: row[run]["change"] for condition, row in results["rows"].items() if condition != CLEAN}
         costs = [condition for condition, change in rows.items() if change["high"] < 0]
-        none = [condition for condition, change in rows.items() if change["low"] <= 0 <= change["high"]]
+        helps = [condition for condition, change in rows.items() if change["low"] > 0]
+        none = [condition for condition in rows if condition not in (*costs, *helps)]
         yield (
-            f"{run}: worse under {', '.join(costs) or 'no condition'}; not distinguishable from the recordings under "
-            f"{', '.join(none) or 'none'}."
+            f"{run}: worse under {', '.join(costs) or 'no condition'}; better under {', '.join(helps) or 'none'}; not "
+            f"distinguishable from the recordings under {', '.join(none) or 'none'}."
         )
         if run != _first(results):
             leads = {condition: row[run]["over_first"] for condition, row in results["rows"].items()}
