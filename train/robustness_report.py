@@ -61,8 +61,13 @@ def page(results: Mapping[str, Any]) -> str:
                 span(found["change"], signed=True),
             ]
             cells += [span(found["over_first"], signed=True)] if run != _first(results) else []
-        rows.append(f'<tr><th scope="row">{escape(condition)}</th>' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
-    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in _columns(results))
+        name = f'<th scope="row">{escape(condition)}</th><td class="words">{escape(_told(results, condition))}</td>'
+        rows.append(f"<tr>{name}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    left = ' class="words"'
+    head = "".join(
+        f'<th scope="col"{left * (number == 1)}>{escape(column)}</th>'
+        for number, column in enumerate(_columns(results))
+    )
     return sectioned(
         "Robustness",
         _summary(results),
