@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from model.audio import SAMPLE_RATE_HZ
+from tests.train.guessed import guesses, reference
 from train.augment import degrade
 from train.augment_config import AugmentConfig
 from train.metrics import unweighted_average_recall
-from train.reference import ACTED, Guesses, Reference
+from train.reference import ACTED
 from train.robustness import CONDITIONS, robustness_rows
 from train.robustness_report import CLEAN, markdown, page
 
-CLIPS = 240
 SOUND = np.sin(2 * np.pi * 440 * np.arange(SAMPLE_RATE_HZ) / SAMPLE_RATE_HZ).astype(np.float32) * 0.5
 ALONE = [name for name in CONDITIONS if name != "degraded copies"]
 SWITCHES = {"colour_db", "echo", "room", "noise", "clipping", "telephone", "opus"}
@@ -49,25 +49,6 @@ def test_every_switch_of_the_rules_has_its_condition() -> None:
     assert set(AugmentConfig.model_fields) - ranges == SWITCHES | {"level_db", "words"}
     covered = {switch for name in ALONE for switch in switches_of(name)}
     assert covered == SWITCHES | {"level", "errors", "empty"}
-
-
-def reference() -> Reference:
-    truth = np.arange(CLIPS) % 3
-    truth[:10] = -1  # nobody knows
-    return Reference(
-        ids=tuple(map(str, range(CLIPS))),
-        speakers=tuple(f"s{n % 8}" for n in range(CLIPS)),
-        genders=("",) * CLIPS,
-        truth=truth,
-        kind=ACTED,
-        votes=None,
-        attributes=np.full((CLIPS, 3), np.nan),
-    )
-
-
-def guesses(right: float) -> Guesses:
-    order = np.random.default_rng(0).random(CLIPS)
-    return np.where(order < right, np.arange(CLIPS) % 3, (np.arange(CLIPS) + 1) % 3).astype(np.int64)
 
 
 def results() -> dict[str, Any]:

@@ -6,35 +6,14 @@ import numpy as np
 import pytest
 
 from model.labels import CLASSES
+from tests.train.guessed import guesses, reference
 from train.metrics import unweighted_average_recall
 from train.prepare import ALONE
-from train.reference import ACTED, Guesses, Reference
+from train.reference import ACTED, Guesses
 from train.transfer.budgets import Budget
 from train.transfer.fewshot import Levels, Spent, closed, compare_budgets
 from train.transfer.fewshot_report import BEGUN, FINETUNED, SCRATCH, markdown, page
 from train.transfer.source import UNTOUCHED
-
-CLIPS = 240
-
-
-def reference() -> Reference:
-    truth = np.arange(CLIPS) % 3
-    truth[:10] = -1  # nobody knows
-    return Reference(
-        ids=tuple(map(str, range(CLIPS))),
-        speakers=tuple(f"s{n % 8}" for n in range(CLIPS)),
-        genders=("",) * CLIPS,
-        truth=truth,
-        kind=ACTED,
-        votes=None,
-        attributes=np.full((CLIPS, 3), np.nan),
-    )
-
-
-def guesses(right: float, seed: int) -> Guesses:
-    """Right for that share of the clips, and for those of lower shares' right ones too."""
-    order = np.random.default_rng(seed).random(CLIPS)
-    return np.where(order < right, np.arange(CLIPS) % 3, (np.arange(CLIPS) + 1) % 3).astype(np.int64)
 
 
 def results(full: float = 0.9, last: float = 1.0) -> dict[str, Any]:
