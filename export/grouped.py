@@ -6,6 +6,7 @@ where the networks in torch take one each:
     first projections   W1 of every ENC that reads an encoder side by side: one product over frames that are standardised once
     legs                ENCs of one shape that read one encoder, whichever members they are of
     fusions             fusion ENCs or cross-attention, joins and heads of members with the same modalities and sizes
+    linear members      heads of those with the same modalities
     meta-classifier     the soup with temperature, class bias and the attributes' range in its one matrix
 
 They are written node by node: `torch.export` spends minutes on proving shapes such as batch times (steps of one encoder plus
@@ -97,6 +98,8 @@ class _Builder:
         self.graph = GraphWriter()
         self._layers = GroupLayers(self.graph, kernel)
         self._crossing = GroupCross(self.graph, self._layers)
+        self._real: dict[str, str] = {}
+        self._kept: dict[tuple[str, int], str] = {}
 
     def inputs(self, modalities: Sequence[str]) -> None:
         """Declares frames `float32 [B, F, d]` and mask `bool [B, F]` of every modality."""
@@ -132,22 +135,14 @@ class _Builder:
 
     def _legs(self, name: str) -> _Legs:
         op, ints = self.graph.op, self.graph.ints
-        readers = [number for number, member in enumerate(self._members) if name in member.spec.modalities]
-        stacks = {number: cast("FrameStack", self._members[number].stacks[name]) for number in readers}
-        stride = stacks[readers[0]].stack
-        kept = op("Slice", mask_of(name), ints(0), ints(_TO_THE_END), ints(1), ints(stride))
-        weight = op("Unsqueeze", op("Cast", mask_of(name), to=TensorProto.FLOAT), ints(2))
+        readers = [number for number in self._with_legs() if name in self._members[number].spec.modalities]
         hidden: dict[int, str] = {}
-        for numbers in _alike(readers, lambda number: _statistics(stacks[number])):
-            first = self._of(numbers[0], f"stacks.{name}")
-            centred = op("Sub", name, self.graph.constant(stacks[numbers[0]].mean, f"{first.name}.mean"))
-            scaled = op("Mul", centred, self.graph.constant(stacks[numbers[0]].scale, f"{first.name}.scale"))
-            width = stride * len(stacks[numbers[0]].mean)
-            steps = op("Reshape", op("Mul", scaled, weight), ints(0, -1, width))
+        for numbers in _alike(readers, lambda number: _statistics(self._stack_of(number, name))):
+            steps = self._steps(numbers[0], name)
             hidden |= zip(
                 numbers, self._layers.first(steps, [self._of(n, f"encs.{name}.w1") for n in numbers]), strict=True
             )
-        mask, groups = self._layers.mask(kept), []
+        mask, groups = self._mask(readers[0], name), []
         places: dict[int, tuple[int, int]] = {}
         for group, numbers in enumerate(_alike(readers, lambda number: _sizes(self._members[number]))):
             flat = [op("Reshape", hidden[n], ints(1, -1, self._members[n].spec.dim)) for n in numbers]
@@ -156,11 +151,39 @@ class _Builder:
             places |= {number: (group, row) for row, number in enumerate(numbers)}
         return _Legs(groups, mask, places)
 
+    def _with_legs(self) -> list[int]:
+        """Members that have ENCs: all but linear ones."""
+        return [number for number, member in enumerate(self._members) if member.spec.family != "linear"]
+
+    def _stack_of(self, number: int, name: str) -> FrameStack:
+        return cast("FrameStack", self._members[number].stacks[name])
+
+    def _steps(self, number: int, name: str) -> str:
+        """A modality's standardised frames as a member reads them, `[B, T, stack d]`, padded ones zero."""
+        op, constant = self.graph.op, self.graph.constant
+        stack, of = self._stack_of(number, name), self._of(number, f"stacks.{name}").name
+        centred = op("Sub", name, constant(stack.mean, f"{of}.mean"))
+        scaled = op("Mul", centred, constant(stack.scale, f"{of}.scale"))
+        if name not in self._real:
+            weight = op("Cast", mask_of(name), to=TensorProto.FLOAT)
+            self._real[name] = op("Unsqueeze", weight, self.graph.ints(2))
+        width = stack.stack * len(stack.mean)
+        return op("Reshape", op("Mul", scaled, self._real[name]), self.graph.ints(0, -1, width))
+
+    def _mask(self, number: int, name: str) -> Mask:
+        """Of these steps: one is real if its first frame is."""
+        ints, stride = self.graph.ints, self._stack_of(number, name).stack
+        if (name, stride) not in self._kept:
+            self._kept[name, stride] = self.graph.op(
+                "Slice", mask_of(name), ints(0), ints(_TO_THE_END), ints(1), ints(stride)
+            )
+        return self._layers.mask(self._kept[name, stride])
+
     # Fusion and heads
 
     def _heads(self) -> _Said:
         """Members' logits `[B, M, 8]`, attributes in 0..1 `[B, M, 3]`, mean shares `[B, S]` where members have some."""
-        read = dict.fromkeys(name for member in self._members for name in member.spec.modalities)
+        read = dict.fromkeys(name for number in self._with_legs() for name in self._members[number].spec.modalities)
         legs = {name: self._legs(name) for name in read}
         order: list[int] = []
         logits: list[str] = []
@@ -178,9 +201,23 @@ class _Builder:
 
     def _said(self, numbers: Sequence[int], legs: Mapping[str, _Legs]) -> _Said:
         spec = self._members[numbers[0]].spec
+        if spec.family == "linear":
+            return self._linear(numbers)
         if spec.family == "vga":
             return self._cross(numbers, legs)
         return self._fuse(numbers, legs) if spec.fusion == "deep" else self._late(numbers, legs)
+
+    def _linear(self, numbers: Sequence[int]) -> _Said:
+        """Linear members with the same modalities: heads on means over time."""
+        parts_of: list[str] = []
+        for name in self._members[numbers[0]].spec.modalities:
+            mask, means = self._mask(numbers[0], name), dict.fromkeys(numbers, "")
+            for alike in _alike(numbers, lambda number: _statistics(self._stack_of(number, name))):  # noqa: B023
+                steps = self.graph.op("Unsqueeze", self._steps(alike[0], name), self.graph.ints(0))
+                means |= dict.fromkeys(alike, self._layers.pooled(steps, mask))
+            parts_of.append(self._layers.concat(list(means.values()), 0))
+        x = self._layers.concat(parts_of, 2)
+        return _Said(self._head(x, numbers, "classifier"), self._head(x, numbers, "regressor"))
 
     def _cross(self, numbers: Sequence[int], legs: Mapping[str, _Legs]) -> _Said:
         """Members of the family "vga" with the same modalities and sizes."""

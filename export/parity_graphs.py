@@ -19,7 +19,7 @@ from torch import nn
 from export.parity_encoders import graph_session
 from export.to_onnx import META_INPUT
 from model.bundle import MODALITY_SHARE, ensemble_outputs, inputs_of, mask_of
-from model.features import Frames, collate
+from model.features import FUNCTIONALS_STEPS, Frames, collate
 from model.labels import ATTRIBUTE_RANGE
 from model.network.checkpoint import Checkpoint
 from model.network.member import Member
@@ -111,6 +111,8 @@ def example_items(checkpoint: Checkpoint) -> list[dict[str, Frames]]:
         lengths = [1, stack, stack + 1, 3 * stack - 1, 10 * stack, 17 * stack + stack // 2, 40 * stack]
         if encoder.kind == "text-transformer":
             lengths[0] = 0
+        if encoder.kind == "functionals":  # which are of one length
+            lengths = [FUNCTIONALS_STEPS]
         wanted = [lengths[(index + shift) % len(lengths)] for index in range(_ITEMS)]
         for item, frames in zip(items, random_frames(checkpoint, encoder, wanted), strict=True):
             item[encoder.name] = frames

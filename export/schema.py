@@ -20,6 +20,7 @@ Schema = dict[str, Any]
 
 _SHA256: Final = "^[0-9a-f]{64}$"
 _ABOVE_0: Final[Schema] = {"minimum": 1}
+_NOT_BELOW_0: Final[Schema] = {"minimum": 0}
 _SHARE: Final[Schema] = {"minimum": 0, "exclusiveMaximum": 1}
 _FIGURES: Final[Schema] = {"additionalProperties": {"type": "number", "minimum": 0}}
 
@@ -66,14 +67,13 @@ _RULES: Final[Mapping[type, Mapping[str, Schema]]] = {
         "temperature": {"exclusiveMinimum": 0},
         "abstain_below": {"minimum": 0, "maximum": 1},
     },
-    Lineage: {"clips": {"minimum": 0}, "speakers": {"minimum": 0}},
+    Lineage: {"clips": _NOT_BELOW_0, "speakers": _NOT_BELOW_0},
     MemberSpec: {
         "modalities": {"minItems": 1, "uniqueItems": True},
-        "heads": _ABOVE_0,
-        "layers": _ABOVE_0,
+        **dict.fromkeys(("dim", "heads", "layers", "feed_forward"), _NOT_BELOW_0),
         "dropout": _SHARE,
         "input_dropout": _SHARE,
-        "contrast": {"minimum": 0},
+        "contrast": _NOT_BELOW_0,
     },
 }
 _SIMPLE: Final[Mapping[Any, Schema]] = {

@@ -13,9 +13,14 @@ WHISPER_KINDS: Final = ("whisper-ctranslate2", "whisper-onnx")
 """Both read CTranslate2's weights and decode with them; "whisper-onnx" encodes with the bundle's own graph, which gives
 hidden states that CTranslate2 keeps to itself."""
 Fusion = Literal["deep", "late"]
-Family = Literal["deepser", "vga"]
+Family = Literal["deepser", "vga", "linear"]
 Attention = Literal["plain", "vad-guided"]
 Gates = Literal["none", "free", "shares"]
+LINEAR: Final[dict[str, Any]] = {
+    **dict.fromkeys(("dim", "heads", "layers", "feed_forward", "dropout", "input_dropout"), 0),
+    **{"fusion": "deep", "attention": "plain", "gates": "none", "contrast": 0},
+}
+"""What a linear member has for what the other families are sized and switched by."""
 INTERACTION: Final = "interaction"
 """The share that no modality has alone, beside the modalities' names."""
 
@@ -90,7 +95,8 @@ class MemberSpec:
         seed: seed of its initial weights and of its batches.
         input_dropout: probability that an utterance is read without one of a modality's features; training only.
         fusion: "deep", or "late": the mean of one network's logits per modality, what deep fusion is compared with.
-        family: "deepser" joins modalities in time and lets them attend to themselves, "vga" lets each attend to the others.
+        family: "deepser" joins modalities in time and lets them attend to themselves, "vga" lets each attend to the others,
+            "linear" has heads on the modalities' means over time and nothing else: its sizes and dropouts are 0.
         attention: "plain", or "vad-guided": a step attends to steps that lie near it in a learned space of three axes. It is
             the attention of fusion ENCs in a "deepser" member, and between modalities in a "vga" one.
         gates: how a "vga" member fuses: "none" joins the modalities' vectors, "free" weighs each feature of each, "shares"
@@ -121,16 +127,25 @@ class MemberSpec:
         self._check_family()
         if not self.modalities or len(set(self.modalities)) != len(self.modalities):
             raise SpecError(f"member {self.name!r}: needs one or more different modalities, got {self.modalities}")
-        if self.heads < 1 or self.dim % self.heads:
-            raise SpecError(f"member {self.name!r}: heads must divide dim, got {self.heads} and {self.dim}")
-        if self.layers < 1:
-            raise SpecError(f"member {self.name!r}: needs at least one layer, got {self.layers}")
+        if self.family != "linear":
+            self._check_sizes()
         for name, share in (("dropout", self.dropout), ("input_dropout", self.input_dropout)):
             if not 0.0 <= share < 1.0:
                 raise SpecError(f"member {self.name!r}: {name} lies in [0, 1), got {share}")
 
+    def _check_sizes(self) -> None:
+        if self.heads < 1 or self.dim % self.heads:
+            raise SpecError(f"member {self.name!r}: heads must divide dim, got {self.heads} and {self.dim}")
+        if self.layers < 1:
+            raise SpecError(f"member {self.name!r}: needs at least one layer, got {self.layers}")
+
     def _check_family(self) -> None:
         several = len(self.modalities) > 1
+        if self.family == "linear":
+            plain = {name: getattr(self, name) for name in LINEAR}
+            if changed := {name: value for name, value in plain.items() if value != LINEAR[name]}:
+                given = ", ".join(f"{name} = {value!r}" for name, value in changed.items())
+                raise SpecError(f"member {self.name!r}: a linear member has heads and nothing that these set: {given}")
         if self.family == "vga" and (self.fusion == "late" or not several):
             raise SpecError(
                 f"member {self.name!r}: family 'vga' fuses two or more modalities, and deeply, "

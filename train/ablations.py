@@ -42,6 +42,8 @@ class Ablation:
         if self.name == NO_MULTITASK and np.isnan(training.train.attributes).all():
             return "no training clip is rated for arousal, valence or dominance, so there is no other task"
         (spec,) = (spec for spec in recipe.member_specs() if spec.name == member)
+        if self.name in _OF_EPOCHS and spec.family == "linear":
+            return "the member is linear: it is fitted in one piece, with nothing mixed and no stage 2"
         if self.name == LATE_FUSION and len(spec.modalities) == 1:
             return f"the member reads {spec.modalities[0]} alone, so there is nothing to fuse"
         if self.name == LATE_FUSION and not _may_fuse_late(spec):
@@ -88,6 +90,8 @@ def no_stage_2(recipe: Recipe) -> Recipe:
 
 LATE_FUSION: Final = "late fusion"
 NO_MULTITASK: Final = "no multitask"
+_OF_EPOCHS: Final = ("no mixup", "no stage 2")
+"""What only members have that are trained in epochs."""
 ABLATIONS: Final = (
     Ablation("one-hot targets", -0.082, one_hot_targets),
     Ablation(LATE_FUSION, -0.063, late_fusion),
@@ -105,7 +109,7 @@ def _with(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
 def chosen_members(recipe: Recipe, wanted: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Names of the members that are compared: those wanted, or the first of different modalities, at most four.
 
-    Members of several modalities come first: fusion can be taken away from no other.
+    Members of several modalities come first, since fusion can be taken away from no other, and linear ones last.
 
     Raises:
         RecipeError: if a wanted member is not in the recipe.
@@ -115,9 +119,9 @@ def chosen_members(recipe: Recipe, wanted: tuple[str, ...] = ()) -> tuple[str, .
         raise RecipeError(f"there are no members {', '.join(unknown)}: the recipe has {', '.join(names)}")
     if wanted:
         return tuple(dict.fromkeys(wanted))
-    first = {frozenset(member.modalities): member for member in reversed(recipe.members)}
-    different = [member for member in recipe.members if first[frozenset(member.modalities)] is member]
-    different.sort(key=lambda member: len(member.modalities) == 1)
+    members = sorted(recipe.member_specs(), key=lambda spec: (spec.family == "linear", len(spec.modalities) == 1))
+    first = {frozenset(spec.modalities): spec for spec in reversed(members)}
+    different = [spec for spec in members if first[frozenset(spec.modalities)] is spec]
     return tuple(member.name for member in different[:DEFAULT_MEMBERS])
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from model.spec import (
+    LINEAR,
     Attention,
     EncoderKind,
     EncoderSpec,
@@ -141,7 +142,7 @@ class MemberConfig(_Section):
 
 
 class MemberDefaults(_Section):
-    """Sizes shared by the members."""
+    """Sizes shared by the members that have any."""
 
     dim: int
     heads: int
@@ -218,6 +219,21 @@ class StageConfig(_Section):
     """Epochs without a better score after which the stage ends; every stage counts anew."""
 
 
+class LinearConfig(_Section):
+    """How members of the family "linear" are fitted (`train.linear`)."""
+
+    l2: tuple[float, ...] = Field(default=(0.5,), min_length=1)
+    """Strengths of the pull on the weights. Of several, the held-out speakers choose; without them, the first stands."""
+    draws: int = Field(default=3, ge=1)
+    """How often the training set is drawn, each clip as a random copy with a random text: all draws are fitted at once."""
+
+    @model_validator(mode="after")
+    def _pulling(self) -> Self:
+        if min(self.l2) <= 0 or len(set(self.l2)) != len(self.l2):
+            raise ValueError(f"l2 has different strengths above 0, got {self.l2}")
+        return self
+
+
 class MetaConfig(_Section):
     """Stage 3 and 4: the linear meta-classifier and the soup of several."""
 
@@ -274,6 +290,7 @@ class Recipe(_Section):
     members: tuple[MemberConfig, ...] = Field(min_length=1)
     stage1: StageConfig
     stage2: StageConfig
+    linear: LinearConfig = LinearConfig()
     meta: MetaConfig
     compute: ComputeConfig = ComputeConfig()
 
@@ -304,10 +321,13 @@ class Recipe(_Section):
 
     def member_specs(self) -> tuple[MemberSpec, ...]:
         """Members with their sizes filled in."""
-        return tuple(
-            MemberSpec(**{**self.member_defaults.model_dump(), **member.model_dump(exclude_none=True)})
-            for member in self.members
-        )
+        return tuple(self._member_spec(member) for member in self.members)
+
+    def _member_spec(self, member: MemberConfig) -> MemberSpec:
+        """The defaults are no linear member's."""
+        family = member.family or self.member_defaults.family
+        missing = LINEAR if family == "linear" else self.member_defaults.model_dump()
+        return MemberSpec(**{**missing, "family": family, **member.model_dump(exclude_none=True)})
 
 
 def plain_recipe(recipe: Recipe) -> dict[str, Any]:

@@ -220,7 +220,14 @@ def _member_plan(spec: MemberSpec, encoders: Mapping[str, EncoderSpec], batch: i
 def _training_hours(
     recipe: Recipe, members: tuple[MemberPlan, ...], manifest: Manifest, length_s: float
 ) -> tuple[float | None, str]:
-    """Hours of stages 1 and 2 in one process: a timed step of the smallest member, and of the others by their operations."""
+    """Hours of stages 1 and 2 in one process: a timed step of the smallest member, and of the others by their operations.
+
+    Linear members are left out: they are fitted, in seconds.
+    """
+    fitted = {spec.name for spec in recipe.member_specs() if spec.family == "linear"}
+    members = tuple(member for member in members if member.name not in fitted)
+    if not members:
+        return None, "all members are linear: each is fitted in seconds to minutes"
     smallest = min(members, key=lambda member: member.operations)
     if smallest.parameters > _LARGEST_TIMED:
         return None, f"the smallest member has {smallest.parameters:,} parameters: no step of it was tried here"

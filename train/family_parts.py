@@ -64,10 +64,10 @@ def compared_members(recipe: Recipe, wanted: tuple[str, ...] = ()) -> tuple[Memb
     specs = {spec.name: spec for spec in recipe.member_specs()}
     if unknown := [name for name in wanted if name not in specs]:
         raise RecipeError(f"there are no members {', '.join(unknown)}: the recipe has {', '.join(specs)}")
-    fusing = tuple(spec for spec in specs.values() if len(spec.modalities) > 1)
+    fusing = tuple(spec for spec in specs.values() if len(spec.modalities) > 1 and spec.family != "linear")
     if alone := [name for name in wanted if specs[name] not in fusing]:
         raise RecipeError(
-            f"the second family fuses two or more modalities, and {', '.join(alone)} reads one: "
+            f"the second family fuses two or more modalities, and {', '.join(alone)} reads one or is linear: "
             f"members of several are {', '.join(spec.name for spec in fusing) or 'not in the recipe'}"
         )
     if not fusing:

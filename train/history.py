@@ -10,6 +10,8 @@ from typing import Any, Final
 META: Final = "meta-classifier"
 """Stands where the curves of stages 1 and 2 have a member's name."""
 _NOTES: Final = re.compile(r"(?P<member>.+?)(?:-without-fold-(?P<fold>\d+))?\.(?P<stage>stage\d)\.json")
+_L2: Final = "l2"
+"""Stands in the rows of a fit (`train.linear`), which has strengths in the place of epochs."""
 _META_NOTES: Final = re.compile(r"seed-(?P<seed>-?\d+)\.stage3\.json")
 
 
@@ -18,7 +20,7 @@ class History:
     """What happened in a stage: a row per epoch, and which epoch was kept.
 
     Attributes:
-        rows: one per epoch.
+        rows: one per epoch, or per strength that a linear member was fitted with.
         best_epoch: the one that was kept; -1 where none was better than what the stage began with.
         steps: of the optimizer.
         start_score: of what the stage began with, where that competes with the epochs; else below every score.
@@ -68,7 +70,7 @@ def learning_curves(folder: Path, members: tuple[str, ...]) -> list[dict[str, An
         if name is None or name["member"] not in members:
             continue
         notes = json.loads(path.read_text(encoding="utf-8"))
-        if not notes["rows"]:  # a stage of no epochs kept what it began with
+        if not notes["rows"] or _L2 in notes["rows"][0]:  # a stage of no epochs kept what it began with; a fit has none
             continue
         found.append(
             {
@@ -76,6 +78,34 @@ def learning_curves(folder: Path, members: tuple[str, ...]) -> list[dict[str, An
                 "fold": None if name["fold"] is None else int(name["fold"]),
                 "stage": name["stage"],
                 **_curve(notes),
+            }
+        )
+    return sorted(found, key=lambda row: (members.index(row["member"]), row["fold"] is not None, row["fold"] or 0))
+
+
+def linear_fits(folder: Path, members: tuple[str, ...]) -> list[dict[str, Any]]:
+    """A row per linear member and fold: the strengths that were tried, each with its held-out macro-F1, and which was kept.
+
+    Args:
+        folder: where the members' weights and notes are.
+        members: the names of the recipe's members; notes of others, from an earlier recipe, are left out.
+    """
+    found = []
+    for path in folder.glob("*.stage1.json"):
+        name = _NOTES.fullmatch(path.name)
+        notes = json.loads(path.read_text(encoding="utf-8"))
+        if name is None or name["member"] not in members or not notes["rows"] or _L2 not in notes["rows"][0]:
+            continue
+        tried, best = [row[_L2] for row in notes["rows"]], notes["best_epoch"]
+        found.append(
+            {
+                "member": name["member"],
+                "fold": None if name["fold"] is None else int(name["fold"]),
+                "l2": tried,
+                "dev_macro_f1": [row["dev_macro_f1"] for row in notes["rows"]],
+                "kept": tried[best] if best >= 0 else None,
+                "examples": notes["rows"][0]["examples"],
+                "steps": notes["steps"],
             }
         )
     return sorted(found, key=lambda row: (members.index(row["member"]), row["fold"] is not None, row["fold"] or 0))

@@ -113,8 +113,25 @@ def _training(results: Mapping[str, Any], cost: Seconds) -> str:
             if figures
             else "<p>No learning curves were kept.</p>"
         )
-        + f"{cost_section(cost)}</section>"
+        + f"{_fits(results.get('linear_fits', ()))}{cost_section(cost)}</section>"
     )
+
+
+def _fits(fits: Sequence[Mapping[str, Any]]) -> str:
+    """Linear members have no epochs: what was tried of each, and what was kept."""
+    if not fits:
+        return ""
+    tried = list(dict.fromkeys(l2 for row in fits for l2 in row["l2"]))
+    rows = []
+    for row in fits:
+        scores = dict(zip(row["l2"], row["dev_macro_f1"], strict=True))
+        shown = "".join(f"<td>{scores[l2]:.3f}</td>" if l2 in scores else "<td></td>" for l2 in tried)
+        name = row["member"] + ("" if row["fold"] is None else f", without fold {row['fold']}")
+        kept = "what it began with" if row["kept"] is None else f"{row['kept']:g}"
+        rows.append(f'<tr><th scope="row">{escape(name)}</th>{shown}<td>{kept}</td></tr>')
+    heads = "".join(f'<th scope="col">l2 = {l2:g}</th>' for l2 in tried)
+    head = f'<th scope="col">member</th>{heads}<th scope="col">kept</th>'
+    return wide("Linear members: held-out macro-F1 by the strength of the pull on their weights", head, rows)
 
 
 def _limits_of(curves: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:

@@ -23,7 +23,7 @@ from train.cross_validation import NAME, Folds, cross_validate, told_of
 from train.errors import RunError
 from train.execution import Ranks, device_of, join_ranks, keep_freed_memory, leave_ranks
 from train.features import Progress
-from train.history import learning_curves, meta_curves, write_meta_histories
+from train.history import learning_curves, linear_fits, meta_curves, write_meta_histories
 from train.phrases import BY_FOLDS
 from train.predictions import predictions_file, write_predictions
 from train.prepare import Prepared, prepare
@@ -285,7 +285,8 @@ def _evaluate(
         results["data"].append(told_of(recipe))
     results["limits"] = [*descent.limits, *results["limits"]]
     names = tuple(member.name for member in recipe.members)
-    return results | {"learning_curves": learning_curves(out / "members", names) + meta_curves(out / "meta")}
+    curves = learning_curves(out / "members", names) + meta_curves(out / "meta")
+    return results | {"learning_curves": curves, "linear_fits": linear_fits(out / "members", names)}
 
 
 def jobs_of(recipe: Recipe) -> list[Job]:

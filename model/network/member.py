@@ -1,13 +1,16 @@
-"""A member of an ensemble, of either family: what trains, is stored and is exported does not ask which."""
+"""A member of an ensemble, of any family: what trains, is stored and is exported does not ask which."""
 
 from collections.abc import Mapping
+from typing import Final
 
 from model.network.cross_fusion import CrossFusion
 from model.network.deepser import DeepSER
-from model.spec import EncoderSpec, MemberSpec
+from model.network.linear import Linear
+from model.spec import EncoderSpec, Family, MemberSpec
 
-Member = DeepSER | CrossFusion
-"""Both have `spec`, `stacks`, `forward`, `represent`, `fuse` and `classify`."""
+Member = DeepSER | CrossFusion | Linear
+"""All have `spec`, `stacks`, `forward`, `represent`, `fuse` and `classify`."""
+_FAMILIES: Final[Mapping[Family, type[Member]]] = {"deepser": DeepSER, "vga": CrossFusion, "linear": Linear}
 
 
 def build_member(spec: MemberSpec, encoders: Mapping[str, EncoderSpec]) -> Member:
@@ -17,4 +20,4 @@ def build_member(spec: MemberSpec, encoders: Mapping[str, EncoderSpec]) -> Membe
         spec: its family, sizes and modalities.
         encoders: the description of every modality it reads.
     """
-    return (CrossFusion if spec.family == "vga" else DeepSER)(spec, encoders)
+    return _FAMILIES[spec.family](spec, encoders)

@@ -12,12 +12,13 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel
 
 from export.bundle import write_bundle
-from model.features import PROSODY_DIM, Frames
+from model.features import FUNCTIONALS_STEPS, PROSODY_DIM, Frames
 from model.network.checkpoint import Checkpoint, TrainedFallback, save_checkpoint
 from model.network.deepser import FrameStack
+from model.network.linear import Linear
 from model.network.member import Member, build_member
 from model.network.metaclassifier import MetaClassifier
-from model.spec import EncoderSpec, EnsembleSpec, Fallback, MemberSpec
+from model.spec import LINEAR, EncoderSpec, EnsembleSpec, Fallback, MemberSpec
 from tests.model.tiny_whisper import WIDTH, tiny_whisper, write_ctranslate2
 
 DIM = 16
@@ -42,6 +43,11 @@ def tiny_member(name: str, modalities: tuple[str, ...], layers: int = 2, seed: i
     return MemberSpec(name, modalities, DIM, heads=2, layers=layers, feed_forward=24, dropout=0.3, seed=seed)
 
 
+def tiny_linear(name: str, modalities: tuple[str, ...]) -> MemberSpec:
+    """A linear member."""
+    return MemberSpec(name, modalities, seed=1, family="linear", **LINEAR)
+
+
 def tiny_spec(encoders: tuple[EncoderSpec, ...] | None = None) -> EnsembleSpec:
     """Two members over three encoders; two classes and one attribute were never trained."""
     return EnsembleSpec(
@@ -64,6 +70,9 @@ def tiny_networks(spec: EnsembleSpec, seed: int = 0) -> tuple[tuple[Member, ...]
         for stack in member.stacks.values():
             assert isinstance(stack, FrameStack)
             stack.set_statistics(torch.randn_like(stack.mean), 0.5 + torch.rand_like(stack.mean))
+        if isinstance(member, Linear):  # which begins at zero
+            for parameter in member.parameters():
+                torch.nn.init.normal_(parameter)
     return members, MetaClassifier(len(members)).eval()
 
 
@@ -137,6 +146,8 @@ def tiny_frames(spec: EnsembleSpec, generator: np.random.Generator, count: int) 
             length = int(generator.integers(1, 5 * encoder.stack))
             if encoder.name == "text" and index == 0:
                 length = 0
+            if encoder.kind == "functionals":
+                length = FUNCTIONALS_STEPS
             item[encoder.name] = generator.standard_normal((length, encoder.dim)).astype(np.float32)
         items.append(item)
     return items

@@ -14,7 +14,7 @@ from export.precision import Precisions
 from model.features import PROSODY_DIM, functionals_dim
 from model.network.checkpoint import save_checkpoint
 from model.spec import EncoderSpec, EnsembleSpec
-from tests.model.tiny import Exported, tiny_checkpoint, tiny_member
+from tests.model.tiny import Exported, tiny_checkpoint, tiny_linear, tiny_member
 from tests.model.tiny_speech import SPEECH_DIM, write_tiny_speech
 from tests.model.tiny_text import DIM, write_tiny_text
 
@@ -59,6 +59,7 @@ def write_all_encoders(folder: Path) -> EnsembleSpec:
             tiny_member("hubert-whisper-modernbert", ("hubert", "whisper", "modernbert"), layers=1, seed=2),
             tiny_member("wav2vec2-functionals", ("wav2vec2", "functionals"), layers=1, seed=3),
             tiny_member("prosody", ("prosody",), layers=1, seed=4),
+            tiny_linear("linear", ("functionals", "wavlm", "roberta")),
         ),
         trained_classes=("angry", "sad", "happy", "neutral"),
         trained_attributes=("arousal",),

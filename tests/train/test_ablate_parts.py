@@ -66,7 +66,7 @@ def test_members_that_cannot_fuse_are_refused() -> None:
     recipe = load_recipe(RECIPES / "default.toml")
     alone = next(member.name for member in recipe.members if len(member.modalities) == 1)
     with pytest.raises(
-        RecipeError, match=f"fuses two or more modalities, and {alone} reads one: members of several are"
+        RecipeError, match=f"fuses two or more modalities, and {alone} reads one or is linear: members of several are"
     ):
         compared_members(recipe, (alone,))
     with pytest.raises(RecipeError, match="there are no members nobody: the recipe has"):

@@ -153,7 +153,7 @@ def test_a_change_trains_other_weights_under_another_key(ablation: object, tmp_p
     weights = []
     for changed in (recipe, change(recipe)):
         job = Job(changed.member_specs()[0], ALL_SPEAKERS)
-        weights.append(train_member(job, changed, data, tmp_path).encs["text"].state_dict()["w1.weight"])
+        weights.append(train_member(job, changed, data, tmp_path).state_dict()["encs.text.w1.weight"])
     assert not torch.equal(*weights)
 
 

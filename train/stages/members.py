@@ -1,4 +1,4 @@
-"""Stages 1 and 2 of one member, on all training speakers or with one fold of speakers held out."""
+"""Stages 1 and 2 of one member, or its fit, on all training speakers or with one fold of speakers held out."""
 
 import hashlib
 import json
@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from model.labels import CLASSES
+from model.network.linear import Linear
 from model.network.member import Member, build_member
 from model.spec import EncoderSpec, MemberSpec
 from train.cache import let_go
@@ -22,8 +23,9 @@ from train.dataset import TEXT, Examples, HalfFrames, balanced_subset, concatena
 from train.execution import CPU, Execution, Ranks
 from train.first_weights import draw_by_name
 from train.history import History
+from train.linear import fit_linear
 from train.loop import EpochSource, StageData, class_bias, predict, train_stage
-from train.losses import class_weights
+from train.losses import CLASS_WEIGHT, class_weights
 from train.pairing import Pairing, TextBank
 from train.resume import ResumePoint
 from train.transfer.start import Start
@@ -115,7 +117,7 @@ def train_member(
     on_epoch: Callable[[str, dict[str, float]], None] = lambda stage, row: None,
     place: Place | None = None,
 ) -> Member:
-    """Runs stages 1 and 2, or reads their result if `folder` already has it for the same recipe.
+    """Runs stages 1 and 2, or a linear member's fit, or reads their result if `folder` has it for the same recipe.
 
     A stage starts from its own seed and from the stage before, or continues behind the last epoch that a killed run has
     finished; either way it ends in the same weights. The member is returned on the CPU.
@@ -126,9 +128,9 @@ def train_member(
     encoders = recipe.encoder_specs()
     member = fresh_member(job, encoders)
     if is_trained(job, recipe, data.content, folder):
-        for stage in _stages(recipe):
+        for stage in _stages(recipe, job):
             _point(folder, job, stage, recipe, data.content).remove()
-        member.load_state_dict(load_file(_path(folder, job, _stages(recipe)[-1])))
+        member.load_state_dict(load_file(_path(folder, job, _stages(recipe, job)[-1])))
         return member.eval()
     mine = np.flatnonzero(data.folds != job.fold)
     copies = tuple(copy.subset(mine) for copy in data.copies)
@@ -136,12 +138,13 @@ def train_member(
         set_statistics(member, concatenate(copies))
     else:
         data.start.begin(member)
+    targets, everything = aimed(recipe, copies[0]).targets, _all_examples(recipe, data, copies)
     stages = (
-        ("stage1", recipe.stage1, _all_examples(recipe, data, copies), class_weights(aimed(recipe, copies[0]).targets)),
+        ("stage1", recipe.stage1, everything, class_weights(targets, 1.0 if _is_fitted(job) else CLASS_WEIGHT)),
         ("stage2", recipe.stage2, _balanced(recipe, data, copies), torch.ones(len(CLASSES))),
     )
     for number, (stage, config, source, weights) in enumerate(stages):
-        if config.epochs == 0 and number > 0:
+        if stage not in _stages(recipe, job):
             continue
         path, key = _path(folder, job, stage), _key(recipe, job, stage, data.content)
         resume = _point(folder, job, stage, recipe, data.content)
@@ -160,7 +163,10 @@ def train_member(
         epochs = StageData(source, dev, weights, data.trained_classes, terms, contrast, auxiliary, started, compared)
         point = None if auxiliary else resume  # a point holds nothing of what an auxiliary loss has learned and drawn
         execution = Execution(place.device, recipe.compute.compile, point, partial(on_epoch, stage), place.ranks)
-        history = train_stage(member, encoders, epochs, config, seed, execution)
+        if isinstance(member, Linear):
+            history = fit_linear(member, encoders, epochs, recipe.linear, seed, execution)
+        else:
+            history = train_stage(member, encoders, epochs, config, seed, execution)
         member.to(CPU)
         round_to_half(member)
         if place.ranks.rank == 0:
@@ -181,16 +187,23 @@ def fresh_member(job: Job, encoders: Mapping[str, EncoderSpec]) -> Member:
 
 def last_key(job: Job, recipe: Recipe, content: str) -> str:
     """Names everything that decides a member's final weights."""
-    return _key(recipe, job, _stages(recipe)[-1], content)
+    return _key(recipe, job, _stages(recipe, job)[-1], content)
 
 
 def is_trained(job: Job, recipe: Recipe, content: str, folder: Path) -> bool:
     """Whether `folder` has every stage of a member, made of the same recipe and data."""
-    return all(_is_done(_path(folder, job, stage), _key(recipe, job, stage, content)) for stage in _stages(recipe))
+    stages = _stages(recipe, job)
+    return all(_is_done(_path(folder, job, stage), _key(recipe, job, stage, content)) for stage in stages)
 
 
-def _stages(recipe: Recipe) -> tuple[str, ...]:
-    return ("stage1", "stage2") if recipe.stage2.epochs else ("stage1",)
+def _is_fitted(job: Job) -> bool:
+    """In one piece, as linear members are, and not in epochs."""
+    return job.member.family == "linear"
+
+
+def _stages(recipe: Recipe, job: Job) -> tuple[str, ...]:
+    """What a member goes through. A fit balances the classes itself, so nothing of it is left for stage 2."""
+    return ("stage1", "stage2") if recipe.stage2.epochs and not _is_fitted(job) else ("stage1",)
 
 
 def _point(folder: Path, job: Job, stage: str, recipe: Recipe, content: str) -> ResumePoint:
@@ -286,7 +299,7 @@ def _key(recipe: Recipe, job: Job, stage: str, content: str) -> str:
     """Names everything that decides a stage's weights."""
     read = {"seed", "encoders"} | ({"text"} if TEXT in job.member.modalities else set())
     parts = recipe.model_dump(mode="json", include=read)
-    parts["stage1"] = _stage_parts(recipe.stage1)
+    parts["stage1"] = recipe.linear.model_dump(mode="json") if _is_fitted(job) else _stage_parts(recipe.stage1)
     parts["content"] = content
     if stage == "stage2":
         parts["stage2"] = _stage_parts(recipe.stage2)

@@ -1,6 +1,7 @@
 """Adaptation to audio that nobody has labelled. Nothing in here is given a label of the target: see `Unlabelled`.
 
-    coral, mmd, dann    members are trained on the source's labels, with their representations drawn to the target's
+    coral, mmd, dann    members are trained on the source's labels, with their representations drawn to the target's; linear
+                        members, which have none of their own, stay as they are
     normalise           what the ensemble takes for usual is measured again (`train.transfer.normalise`)
     prior               how often each emotion occurs is estimated again (`train.transfer.prior`)
 
@@ -180,9 +181,12 @@ def adapted(source: Source, target: Target, method: str, heard: Heard, folder: P
         )
         training = heard.prepared.training
         content = started_content(f"{training.content} {method} {' '.join(audio.ids)}", start, target.transfer)
-        jobs = [Job(spec, ALL_SPEAKERS) for spec in heard.recipe.member_specs()]
+        jobs = [Job(spec, ALL_SPEAKERS) for spec in heard.recipe.member_specs() if spec.family != "linear"]
+        if not jobs:
+            raise RunError(f"{method} draws representations together, and linear members have none of their own")
         training = replace(training, start=start, content=content)
-        members = tuple(train_jobs(jobs, heard.recipe, training, folder, progress).values())
+        trained = train_jobs(jobs, heard.recipe, training, folder, progress)
+        members = tuple(trained.get(member.spec.name, member) for member in source.members)
         attributes, fallbacks = as_is.trained_attributes, as_is.fallbacks
         return Adapted(joined(heard.recipe, heard.prepared, members, as_is.soup, attributes, fallbacks), own)
     outputs = member_outputs(heard.recipe, source.members, audio, source.classes)

@@ -78,8 +78,8 @@ def load_target(path: Path, source: Recipe) -> Target:
         )
         for name, encoder in source.encoders.items():
             kept["encoders"][name] |= {"licence": encoder.licence, "supervised_on": encoder.supervised_on}
-        inherited = {"adaptation": source.adaptation, "seed": source.seed, "objective": source.objective.model_dump()}
-        recipe = Recipe.model_validate({**kept, **inherited, **plain}, context={STARTED: True})
+        kept |= source.model_dump(include={"adaptation", "seed", "objective", "linear"})
+        recipe = Recipe.model_validate({**kept, **plain}, context={STARTED: True})
     except ValidationError as error:
         raise mistakes_of(path, error) from error
     both = f"{recipe.data.licence}; what it began with: {source.data.licence}"
