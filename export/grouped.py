@@ -209,15 +209,17 @@ class _Builder:
 
     def _linear(self, numbers: Sequence[int]) -> _Said:
         """Linear members with the same modalities: heads on means over time."""
-        parts_of: list[str] = []
-        for name in self._members[numbers[0]].spec.modalities:
-            mask, means = self._mask(numbers[0], name), dict.fromkeys(numbers, "")
-            for alike in _alike(numbers, lambda number: _statistics(self._stack_of(number, name))):  # noqa: B023
-                steps = self.graph.op("Unsqueeze", self._steps(alike[0], name), self.graph.ints(0))
-                means |= dict.fromkeys(alike, self._layers.pooled(steps, mask))
-            parts_of.append(self._layers.concat(list(means.values()), 0))
-        x = self._layers.concat(parts_of, 2)
+        names = self._members[numbers[0]].spec.modalities
+        x = self._layers.concat([self._means(numbers, name) for name in names], 2)
         return _Said(self._head(x, numbers, "classifier"), self._head(x, numbers, "regressor"))
+
+    def _means(self, numbers: Sequence[int], name: str) -> str:
+        """Means over time of a modality's steps as each member standardises them, `[G, B, d]`."""
+        mask, means = self._mask(numbers[0], name), dict.fromkeys(numbers, "")
+        for alike in _alike(numbers, lambda number: _statistics(self._stack_of(number, name))):
+            steps = self.graph.op("Unsqueeze", self._steps(alike[0], name), self.graph.ints(0))
+            means |= dict.fromkeys(alike, self._layers.pooled(steps, mask))
+        return self._layers.concat(list(means.values()), 0)
 
     def _cross(self, numbers: Sequence[int], legs: Mapping[str, _Legs]) -> _Said:
         """Members of the family "vga" with the same modalities and sizes."""

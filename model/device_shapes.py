@@ -116,7 +116,8 @@ def ensemble_profile(encoders: tuple[EncoderSpec, ...], rows: int) -> Profile:
     profile: dict[str, tuple[Size, Size, Size]] = {}
     for encoder in encoders:
         usual, most = (_most_frames(encoder, samples) for samples in (_USUAL, MAX_UTTERANCE))
-        sizes = ((1, encoder.stack), (min(_USUAL_ROWS, rows), usual), (rows, most))
+        fewest = most if encoder.kind == "functionals" else encoder.stack  # which are of one length
+        sizes = ((1, fewest), (min(_USUAL_ROWS, rows), usual), (rows, most))
         profile[encoder.name] = (
             (*sizes[0], encoder.dim),
             (*sizes[1], encoder.dim),

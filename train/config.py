@@ -226,6 +226,8 @@ class LinearConfig(_Section):
     """Strengths of the pull on the weights. Of several, the held-out speakers choose; without them, the first stands."""
     draws: int = Field(default=3, ge=1)
     """How often the training set is drawn, each clip as a random copy with a random text: all draws are fitted at once."""
+    held: float = Field(default=1000.0, ge=0)
+    """Clips that the source's weights count for where a member is transferred: of fewer, the pull is as much stronger."""
 
     @model_validator(mode="after")
     def _pulling(self) -> Self:

@@ -1,16 +1,18 @@
-"""Fitting members of the family "linear": one convex problem in the place of epochs, solved to its end.
+"""Fitting members of the family "linear": one smooth problem in the place of epochs, solved to its end.
 
     minimise   mean loss over all draws of the training set + l2 / 2 * || W - W_0 ||^2
 
 W are the heads' weights, without their biases. W_0 is what the member begins with: 0, or the source's weights where it is
-transferred (L2-SP, as `train.transfer.start.Anchor` has it for the other families). The loss is stage 1's (`train.losses`), but
-every class has the same mass in it: that is what stage 2 draws balanced subsets for. The strength of the pull is chosen on the
-held-out speakers, as epochs are.
+transferred (L2-SP, as `train.transfer.start.Anchor` has it for the other families). Towards a source the pull is max(1, held /
+clips) times as strong, so that a handful of clips moves little. The loss is stage 1's (`train.losses`), but all classes that
+are the first of some clip have the same mass in it: for that, stage 2 draws balanced subsets. Of several strengths the held-out
+speakers choose, as they choose epochs. Without rated attributes the problem is convex.
 
 Shapes: N = examples of all draws, D = width of what the heads read.
 """
 
 import copy
+import logging
 from collections.abc import Mapping
 from typing import Final
 
@@ -25,12 +27,14 @@ from train.dataset import Examples, concatenate, labels_of, steps_of, tensors
 from train.execution import Execution, moved
 from train.history import History
 from train.loop import StageData, class_bias, selection_score
-from train.losses import Labels, multitask_loss
+from train.losses import Labels, class_weights, multitask_loss
+
+log = logging.getLogger(__name__)
 
 _ITERATIONS: Final = 200
 """Of L-BFGS, at most; it ends where nothing is gained any more."""
 _REMEMBERED: Final = 10
-_READ: Final = 256
+_READ: Final = 64
 """Utterances that are pooled at a time."""
 
 
@@ -44,12 +48,12 @@ def fit_linear(
 ) -> History:
     """Fits `member` in place and leaves it at the best strength, on the device of `execution`.
 
-    Every process of several solves the whole problem: it takes seconds.
+    Every process of several solves the whole problem: that takes seconds to minutes.
 
     Args:
         member: the network; its weights are where the fit begins, and what holds it.
         encoders: the modalities it reads.
-        data: draws, weights, held-out set; `contrast` and `auxiliary` have nothing to act on here.
+        data: draws and held-out set; class weights are the fit's own, `contrast` and `auxiliary` have nothing to act on.
         config: strengths, and how many draws.
         seed: decides the draws.
         execution: where it is computed.
@@ -66,9 +70,10 @@ def fit_linear(
     best = begun
     if data.from_start and data.dev is not None:
         history.start_score = selection_score(member, encoders, data.dev, bias)
+    scarce = max(1.0, config.held * config.draws / len(drawn)) if data.from_start else 1.0
     for number, l2 in enumerate(config.l2 if data.dev is not None else config.l2[:1]):
         member.load_state_dict(begun)
-        loss, iterations = problem.solve(l2)
+        loss, iterations = problem.solve(l2 * scarce)
         score = 0.0 if data.dev is None else selection_score(member, encoders, data.dev, bias)
         history.rows.append({"l2": l2, "loss": loss, "dev_macro_f1": score, "examples": len(drawn)})
         history.steps += iterations
@@ -102,7 +107,7 @@ class _Problem:
         self._member, self._terms = member, data.terms
         self._x = _represented(member, {name: encoders[name] for name in member.spec.modalities}, drawn, device)
         self._labels = Labels(labels.classes.to(device), labels.attributes.to(device), labels.rated.to(device))
-        self._weights = data.class_weights.to(device)
+        self._weights = _balancing(drawn).to(device)
         self._bias = class_bias(data.compared or data.trained_classes).to(device)
 
     def solve(self, l2: float) -> tuple[float, int]:
@@ -129,7 +134,9 @@ class _Problem:
         with torch.no_grad():
             loss = float(self._loss())
         (state,) = (found for found in optimizer.state.values() if "n_iter" in found)
-        return loss, int(state["n_iter"])
+        if (iterations := int(state["n_iter"])) >= _ITERATIONS:
+            log.warning("%s, l2 = %g: still descending after %d iterations", self._member.spec.name, l2, iterations)
+        return loss, iterations
 
     def _loss(self) -> Tensor:
         logits, attributes = self._member.classify(self._x)
@@ -142,8 +149,15 @@ def _represented(
 ) -> Tensor:
     """What the heads read of every example, `float32 [N, D]`; utterances of like lengths are pooled together."""
     order = np.argsort(steps_of(examples.frames, encoders), kind="stable")
-    found = []
+    x = torch.empty(len(order), member.classifier.in_features, device=device)
     for start in range(0, len(order), _READ):
-        frames, masks = tensors(examples.subset(order[start : start + _READ]).frames, encoders)
-        found.append(member.represent(moved(frames, device), moved(masks, device)))
-    return torch.cat(found)[torch.from_numpy(np.argsort(order)).to(device)]
+        rows = order[start : start + _READ]
+        frames, masks = tensors(examples.subset(rows).frames, encoders)
+        x[torch.from_numpy(rows).to(device)] = member.represent(moved(frames, device), moved(masks, device))
+    return x
+
+
+def _balancing(examples: Examples) -> Tensor:
+    """`[8]`: gives every class the same mass of targets; 1 for classes that only stray votes are for."""
+    leading = np.isin(np.arange(examples.targets.shape[1]), examples.dominant)
+    return torch.where(torch.from_numpy(leading), class_weights(examples.targets, 1.0), 1.0)

@@ -17,8 +17,6 @@ from model.labels import ATTRIBUTE_RANGE
 
 CROSS_ENTROPY_WEIGHT = 1.5
 ATTRIBUTE_WEIGHT = 0.4
-CLASS_WEIGHT = 0.5
-"""Exponent of stage 1's class weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +99,7 @@ def multitask_loss(
     return terms.cross_entropy * cross_entropy + terms.attributes * mean_error
 
 
-def class_weights(targets: np.ndarray[tuple[int, int], np.dtype[np.float32]], exponent: float = CLASS_WEIGHT) -> Tensor:
+def class_weights(targets: np.ndarray[tuple[int, int], np.dtype[np.float32]], exponent: float = 0.5) -> Tensor:
     """alpha_c = (N / (|C| f_c))^exponent from soft counts f_c of `targets [N, C]`; 1 for a class that never occurs."""
     counts = targets.sum(axis=0)
     present = counts > 0

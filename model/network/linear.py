@@ -23,7 +23,7 @@ from model.labels import ATTRIBUTE_RANGE, ATTRIBUTES, CLASSES
 from model.network.deepser import FrameStack
 from model.network.enc import masked_mean
 from model.network.fused import Fused
-from model.spec import EncoderSpec, MemberSpec
+from model.spec import EncoderSpec, MemberSpec, SpecError
 
 
 class Linear(nn.Module):
@@ -34,12 +34,21 @@ class Linear(nn.Module):
     Args:
         spec: its modalities.
         encoders: the description of every modality it reads.
+
+    Raises:
+        SpecError: if functionals are stacked so that they cannot be read side by side.
     """
 
     def __init__(self, spec: MemberSpec, encoders: Mapping[str, EncoderSpec]) -> None:
         super().__init__()
         self.spec = spec
         inputs = {name: encoders[name] for name in spec.modalities}
+        for encoder in inputs.values():
+            if encoder.kind == "functionals" and encoder.stack not in (1, FUNCTIONALS_STEPS):
+                raise SpecError(
+                    f"encoder {encoder.name!r}: a linear member reads the {FUNCTIONALS_STEPS} steps of functionals side by "
+                    f"side, so their stack is 1 or {FUNCTIONALS_STEPS}, got {encoder.stack}"
+                )
         steps = {name: FUNCTIONALS_STEPS if e.kind == "functionals" else 1 for name, e in inputs.items()}
         self.stacks = nn.ModuleDict({name: FrameStack(e.dim, steps[name]) for name, e in inputs.items()})
         width = sum(encoder.dim * steps[name] for name, encoder in inputs.items())

@@ -129,12 +129,17 @@ def test_a_manifest_that_hides_the_shares_is_refused(bundle: Path, tmp_path: Pat
         read_bundle(tmp_path / "bundle")
 
 
-@pytest.mark.parametrize(("precision", "limit"), [("fp16", 5e-3), ("bf16", 2e-2), ("int8", 3e-2)])
-def test_their_graphs_may_be_computed_in_other_precisions(checkpoint: Path, precision: Precision, limit: float) -> None:
+@pytest.mark.parametrize(
+    ("place", "precision", "limit"),
+    [(0, "fp16", 5e-3), (0, "bf16", 2e-2), (0, "int8", 3e-2), (4, "fp16", 5e-3), (4, "bf16", 1e-1)],
+)
+def test_their_graphs_may_be_computed_in_other_precisions(
+    checkpoint: Path, place: int, precision: Precision, limit: float
+) -> None:
     found = load_checkpoint(checkpoint)
     batch = feed(found.spec.encoders, example_items(found))
-    exact = export_member(found.members[0], "fused").SerializeToString()
-    model = converted(export_member(found.members[0], kernel_of(precision)), precision)
+    exact = export_member(found.members[place], "fused").SerializeToString()
+    model = converted(export_member(found.members[place], kernel_of(precision)), precision)
     changed = (emulated(model) if precision == "bf16" else model).SerializeToString()
     logits = [make_session(graph, threads=1).run(["logits"], batch)[0] for graph in (exact, changed)]
     assert 0 < np.abs(logits[0] - logits[1]).max() < limit

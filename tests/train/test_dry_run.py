@@ -13,7 +13,7 @@ from train.config import Recipe, load_recipe
 from train.dry_run import dry_run
 
 SHIPPED = sorted(RECIPES.rglob("*.toml"))
-COUNT = 6
+COUNT = 7
 """Recipes that ship: a new one is written down here, so that none is skipped unseen."""
 PAPER = [
     ("hubert", "roberta"),

@@ -73,6 +73,11 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
+    for fold in (0, 1):
+        fitted = [
+            load_file(folder / "members" / f"flat-without-fold-{fold}.stage1.safetensors") for folder in (one, two)
+        ]
+        torch.testing.assert_close(*fitted, atol=1e-4, rtol=0)
     for kind, tolerance in (("gradient", 1e-6), ("weights", 1e-5)):
         expected = load_file(one / f"{kind}-0.safetensors")
         first, second = (load_file(two / f"{kind}-{rank}.safetensors") for rank in (0, 1))

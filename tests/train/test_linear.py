@@ -15,7 +15,7 @@ from model.network.member import build_member
 from model.spec import SpecError
 from tests.model.tiny import tiny_linear
 from tests.train.synthetic import ENCODERS, TRAINED, make_examples, make_recipe, make_training_set
-from train.config import LinearConfig, Recipe
+from train.config import STARTED, LinearConfig, Recipe
 from train.dataset import Examples, concatenate, make_batch, one_hot
 from train.history import learning_curves, linear_fits
 from train.linear import fit_linear
@@ -36,7 +36,7 @@ def fresh() -> Linear:
 
 
 def data_of(examples: Examples, dev: Examples | None = None, **changes: Any) -> StageData:
-    data = StageData(lambda rng: examples, dev, class_weights(examples.targets, 1.0), TRAINED)
+    data = StageData(lambda rng: examples, dev, torch.ones(8), TRAINED)
     return replace(data, **changes)
 
 
@@ -102,6 +102,19 @@ def test_all_draws_are_fitted_at_once() -> None:
     assert not torch.allclose(member.classifier.weight, alone.classifier.weight, atol=1e-2)
 
 
+def test_a_class_that_only_stray_votes_are_for_has_no_mass_to_give_it() -> None:
+    """It would weigh hundreds of times what others do."""
+    examples = make_examples(TRAINED * 12)
+    stray = examples.targets.copy()
+    stray[0, CLASS_INDEX["surprise"]] = 0.1
+    stray[0] /= stray[0].sum()
+    member, classes = fresh(), (*TRAINED, "surprise")
+    fit_linear(member, ENCODERS, data_of(replace(examples, targets=stray), trained_classes=classes), ONE, seed=0)
+    others = predict(member, ENCODERS, make_examples(TRAINED * 12, seed=5), class_bias(classes))[0]
+    assert others[:, CLASS_INDEX["surprise"]].mean() < 0.02
+    assert others[:, CLASS_INDEX["sad"]].mean() > 0.1
+
+
 def test_held_out_speakers_choose_the_strength() -> None:
     """Clips of which most are told wrong: a weak pull learns them by heart, and others are judged wrong by it."""
     examples, dev = make_examples(LABELS, signal=0.3), make_examples(TRAINED * 30, seed=3, signal=0.3)
@@ -137,6 +150,37 @@ def test_a_transferred_member_is_held_to_its_source(tmp_path: Path) -> None:
         away.append(float((found.classifier.weight - source.classifier.weight).detach().norm()))
         assert torch.equal(found.stacks.state_dict()["text.mean"], source.stacks.state_dict()["text.mean"])
     assert away[0] > 2 * away[1] > 200 * away[2]
+
+
+def test_few_clips_are_held_as_much_more_as_they_are_fewer(tmp_path: Path) -> None:
+    """As clips beside `held` others: 16 of them under `held = 32` as under twice the pull, and all above `held` alike."""
+    examples, start = make_examples(TRAINED * 4, seed=8), fresh()
+    found = []
+    for l2, held in ((0.2, 32.0), (0.4, 0.0), (0.2, 16.0), (0.2, 0.0)):
+        member = fresh()
+        member.load_state_dict(start.state_dict())
+        config = LinearConfig(l2=(l2,), draws=2, held=held)
+        fit_linear(member, ENCODERS, data_of(examples, from_start=True), config, seed=0)
+        found.append(member.classifier.weight.detach())
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[2], found[3])
+    assert not torch.allclose(found[0], found[2], atol=1e-3)
+
+
+def test_a_transfer_of_no_epochs_leaves_it_as_it_is(tmp_path: Path) -> None:
+    still = recipe_with().stage1.model_dump() | {"epochs": 0}
+    source, examples = fresh(), make_examples(LABELS)
+    fit_linear(source, ENCODERS, data_of(examples), ONE, seed=0)
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.copy_(parameter.half())
+    plain = recipe_with().model_dump() | {"stage1": still}
+    recipe = Recipe.model_validate(plain, context={STARTED: True})
+    data = replace(make_training_set(examples), start=Start({"flat": source.state_dict()}), selects=False)
+    kept = train_member(jobs(recipe)[1], recipe, data, tmp_path)
+    assert all(torch.equal(values, kept.state_dict()[name]) for name, values in source.state_dict().items())
+    moved = train_member(jobs(recipe_with())[1], recipe_with(), data, tmp_path)
+    assert not torch.equal(moved.get_parameter("classifier.weight"), source.classifier.weight)
 
 
 def test_a_start_that_nothing_beats_is_kept() -> None:
@@ -182,6 +226,7 @@ def test_it_is_named_by_what_decides_its_weights() -> None:
         (recipe_with(stage2=stage), "tiny"),
         (recipe_with(linear={"l2": [0.3]}), "flat"),
         (recipe_with(linear={"draws": 2}), "flat"),
+        (recipe_with(linear={"held": 2.0}), "flat"),
     ):
         keys = [[last_key(job, r, "data") for job in jobs(r)] for r in (recipe, changed)]
         assert [job.member.name for job, *pair in zip(jobs(recipe), *keys, strict=True) if pair[0] != pair[1]] == [

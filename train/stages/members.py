@@ -25,7 +25,7 @@ from train.first_weights import draw_by_name
 from train.history import History
 from train.linear import fit_linear
 from train.loop import EpochSource, StageData, class_bias, predict, train_stage
-from train.losses import CLASS_WEIGHT, class_weights
+from train.losses import class_weights
 from train.pairing import Pairing, TextBank
 from train.resume import ResumePoint
 from train.transfer.start import Start
@@ -127,7 +127,9 @@ def train_member(
         data = replace(data, bank=None)  # words that it cannot read would only move its targets
     encoders = recipe.encoder_specs()
     member = fresh_member(job, encoders)
-    if is_trained(job, recipe, data.content, folder):
+    finished = is_trained(job, recipe, data.content, folder)
+    place.ranks.wait()  # all have looked before one of them writes
+    if finished:
         for stage in _stages(recipe, job):
             _point(folder, job, stage, recipe, data.content).remove()
         member.load_state_dict(load_file(_path(folder, job, _stages(recipe, job)[-1])))
@@ -138,9 +140,8 @@ def train_member(
         set_statistics(member, concatenate(copies))
     else:
         data.start.begin(member)
-    targets, everything = aimed(recipe, copies[0]).targets, _all_examples(recipe, data, copies)
     stages = (
-        ("stage1", recipe.stage1, everything, class_weights(targets, 1.0 if _is_fitted(job) else CLASS_WEIGHT)),
+        ("stage1", recipe.stage1, _all_examples(recipe, data, copies), class_weights(aimed(recipe, copies[0]).targets)),
         ("stage2", recipe.stage2, _balanced(recipe, data, copies), torch.ones(len(CLASSES))),
     )
     for number, (stage, config, source, weights) in enumerate(stages):
@@ -164,7 +165,8 @@ def train_member(
         point = None if auxiliary else resume  # a point holds nothing of what an auxiliary loss has learned and drawn
         execution = Execution(place.device, recipe.compute.compile, point, partial(on_epoch, stage), place.ranks)
         if isinstance(member, Linear):
-            history = fit_linear(member, encoders, epochs, recipe.linear, seed, execution)
+            kept = started and config.epochs == 0  # of a transfer that trains nothing
+            history = History() if kept else fit_linear(member, encoders, epochs, recipe.linear, seed, execution)
         else:
             history = train_stage(member, encoders, epochs, config, seed, execution)
         member.to(CPU)
@@ -299,7 +301,7 @@ def _key(recipe: Recipe, job: Job, stage: str, content: str) -> str:
     """Names everything that decides a stage's weights."""
     read = {"seed", "encoders"} | ({"text"} if TEXT in job.member.modalities else set())
     parts = recipe.model_dump(mode="json", include=read)
-    parts["stage1"] = recipe.linear.model_dump(mode="json") if _is_fitted(job) else _stage_parts(recipe.stage1)
+    parts["stage1"] = _fit_parts(recipe) if _is_fitted(job) else _stage_parts(recipe.stage1)
     parts["content"] = content
     if stage == "stage2":
         parts["stage2"] = _stage_parts(recipe.stage2)
@@ -312,6 +314,10 @@ def _key(recipe: Recipe, job: Job, stage: str, content: str) -> str:
         parts["objective"] = objective
     parts["job"] = {"member": member, "fold": job.fold} | ({"drawn_by_name": True} if job.drawn_by_name else {})
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _fit_parts(recipe: Recipe) -> dict[str, Any]:
+    return recipe.linear.model_dump(mode="json") | ({} if recipe.stage1.epochs else {"epochs": 0})
 
 
 def _stage_parts(config: StageConfig) -> dict[str, Any]:

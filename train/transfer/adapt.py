@@ -45,6 +45,7 @@ from train.transfer.unlabelled import Unlabelled, target_audio
 
 Method = Literal["coral", "mmd", "dann", "normalise", "prior"]
 METHODS: Final[tuple[str, ...]] = get_args(Method)
+_ALIGNING: Final = get_args(alignment.Method)
 
 
 _NORMALISED: Final = (
@@ -98,13 +99,15 @@ def adapt(source: Source, target: Target, method: str, data: Path, cache: Path, 
         progress: told what is done.
 
     Raises:
-        RecipeError: if there is no such method.
+        RecipeError: if there is no such method, or it has nothing to train.
         CorpusError: if a corpus is missing or incomplete.
         LeakageError: if somebody who made the source would be tested on.
         RunError: if the source's corpus is not that of its run.
     """
     if method not in METHODS:
         raise RecipeError(f"a method is one of {', '.join(METHODS)}, got {method!r}")
+    if method in _ALIGNING and all(spec.family == "linear" for spec in source.recipe.member_specs()):
+        raise RecipeError(f"{method} draws representations together, and linear members have none of their own")
     with Cost(out).timed(FEATURES):
         heard = hear(source, target, data, cache, progress)
     found = adapted(source, target, method, heard, out / "members", progress)
@@ -182,8 +185,6 @@ def adapted(source: Source, target: Target, method: str, heard: Heard, folder: P
         training = heard.prepared.training
         content = started_content(f"{training.content} {method} {' '.join(audio.ids)}", start, target.transfer)
         jobs = [Job(spec, ALL_SPEAKERS) for spec in heard.recipe.member_specs() if spec.family != "linear"]
-        if not jobs:
-            raise RunError(f"{method} draws representations together, and linear members have none of their own")
         training = replace(training, start=start, content=content)
         trained = train_jobs(jobs, heard.recipe, training, folder, progress)
         members = tuple(trained.get(member.spec.name, member) for member in source.members)

@@ -202,9 +202,10 @@ def _selecting(training: TrainingSet) -> TrainingSet:
 
 
 def _from_scratch(source: Recipe, target: Target) -> Recipe:
-    """The target's recipe with the source's first stage: learning rates of fine-tuning would hardly move fresh weights."""
+    """The target's recipe with the source's first stage and fit: what holds a source would hardly let fresh weights move."""
     stage1 = source.stage1.model_copy(update={"epochs": target.transfer.scratch_epochs})
-    return target.recipe.model_copy(update={"stage1": stage1, "stage2": source.stage2.model_copy(update={"epochs": 0})})
+    stage2 = source.stage2.model_copy(update={"epochs": 0})
+    return target.recipe.model_copy(update={"stage1": stage1, "stage2": stage2, "linear": source.linear})
 
 
 def compare_budgets(

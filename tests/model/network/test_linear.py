@@ -93,6 +93,12 @@ def test_functionals_are_read_side_by_side() -> None:
     assert torch.equal(x, frames.reshape(2, 12))
 
 
+def test_functionals_that_cannot_be_read_side_by_side_are_refused() -> None:
+    encoders = {"functionals": EncoderSpec("functionals", "functionals", 4, 2)}
+    with pytest.raises(SpecError, match="so their stack is 1 or 3, got 2"):
+        build_member(tiny_linear("flat", ("functionals",)), encoders)
+
+
 def test_it_begins_with_every_class_alike() -> None:
     fresh = build_member(SPEC, ENCODERS)
     assert isinstance(fresh, Linear)

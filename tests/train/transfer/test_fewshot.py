@@ -7,13 +7,15 @@ import pytest
 
 from model.labels import CLASSES
 from tests.train.guessed import guesses, reference
+from tests.train.synthetic import make_recipe
 from train.metrics import unweighted_average_recall
 from train.prepare import ALONE
 from train.reference import ACTED, Guesses
 from train.transfer.budgets import Budget
-from train.transfer.fewshot import Levels, Spent, closed, compare_budgets
+from train.transfer.fewshot import Levels, Spent, _from_scratch, closed, compare_budgets
 from train.transfer.fewshot_report import BEGUN, FINETUNED, SCRATCH, markdown, page
 from train.transfer.source import UNTOUCHED
+from train.transfer.target import Target, TransferConfig
 
 
 def results(full: float = 0.9, last: float = 1.0) -> dict[str, Any]:
@@ -35,6 +37,12 @@ def results(full: float = 0.9, last: float = 1.0) -> dict[str, Any]:
     by_themselves = [one.heard(ALONE) for one in spent]
     heard_alone = {"otherwise": {ALONE: compare_budgets(reference(), alone, by_themselves, (0.1, last))}}
     return compare_budgets(reference(), levels, spent, (0.1, last)) | heard_alone
+
+
+def test_from_scratch_is_fitted_as_the_source_was() -> None:
+    """What holds members to a source would hold fresh ones to nothing."""
+    source, kept = make_recipe(linear={"l2": [0.25]}), make_recipe(linear={"l2": [500.0]})
+    assert _from_scratch(source, Target(kept, TransferConfig())).linear == source.linear
 
 
 def uar(found: Guesses) -> float:

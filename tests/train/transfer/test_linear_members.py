@@ -8,9 +8,9 @@ import torch
 
 from model.network.linear import Linear
 from tests.train.transfer.conftest import World, silent
-from train.errors import RunError
+from train.errors import RecipeError
 from train.run import train_ensemble
-from train.transfer.adapt import adapted, hear
+from train.transfer.adapt import adapt, adapted, hear
 from train.transfer.finetune import finetune
 from train.transfer.source import Source, read_source
 from train.transfer.target import Target, load_target
@@ -58,15 +58,9 @@ def test_aligning_leaves_it_as_it_is(world: World, run: Path, tmp_path: Path) ->
     )
     assert (voice, flat) == (False, True)
     alone = read_source(run, ("flat",))
-    with pytest.raises(RunError, match="coral draws representations together, and linear members have none"):
-        adapted(
-            alone,
-            target_of(world, alone),
-            "coral",
-            hear(alone, target, world.data, world.cache, silent),
-            tmp_path,
-            silent,
-        )
+    with pytest.raises(RecipeError, match="coral draws representations together, and linear members have none"):
+        adapt(alone, target_of(world, alone), "coral", world.data, world.cache, tmp_path / "out", silent)
+    assert not (tmp_path / "out").exists()
 
 
 def test_fine_tuning_fits_it_anew_around_the_source(world: World, run: Path, tmp_path: Path) -> None:
