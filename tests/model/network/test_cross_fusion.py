@@ -225,7 +225,7 @@ def test_a_deepser_without_new_parts_has_the_tensors_it_always_had() -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"family": "bert"}, "family is one of deepser, vga, got 'bert'"),
+        ({"family": "bert"}, "family is one of deepser, vga, linear, got 'bert'"),
         ({"attention": "soft"}, "attention is one of plain, vad-guided, got 'soft'"),
         ({"gates": "open"}, "gates is one of none, free, shares, got 'open'"),
         ({"modalities": ("text",), "contrast": 0}, "fuses two or more modalities, and deeply, got \\('text',\\)"),
