@@ -87,7 +87,8 @@ class DryRun:
         members: members, in the recipe's order.
         corpora: corpora that are there, the one that trains first.
         missing: corpus that is not there -> why.
-        training_hours: of one process with one thread, stages 1 and 2 of every member and fold; None if not measured.
+        training_hours: of one process with one thread, stages 1 and 2 of every member and fold, without linear members; None
+            if not measured.
         why_no_time: why it was not.
     """
 
@@ -222,7 +223,7 @@ def _training_hours(
 ) -> tuple[float | None, str]:
     """Hours of stages 1 and 2 in one process: a timed step of the smallest member, and of the others by their operations.
 
-    Linear members are left out: they are fitted, in seconds.
+    Linear members are left out: each is fitted in seconds to minutes.
     """
     fitted = {spec.name for spec in recipe.member_specs() if spec.family == "linear"}
     members = tuple(member for member in members if member.name not in fitted)

@@ -5,8 +5,8 @@
     x           [pooled_m for all m]
     heads       logits = W_c x + b_c;  attributes = 1 + 6 sigmoid(W_r x + b_r)
 
-It is the downstream model by which frozen encoders are compared. With little data it is hard to beat, and its mistakes are not
-those of deep members. It is fitted, not trained in epochs (`train.linear`).
+It is the downstream model by which frozen encoders are compared, and with little data hard to beat (docs/LOG.md). It is
+fitted, not trained in epochs (`train.linear`).
 
 Source: SUPERB, Yang et al. (2021), arXiv:2105.01051, section 3.1, emotion recognition: mean pooling and a linear layer.
 
