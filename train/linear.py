@@ -13,10 +13,11 @@ Shapes: N = examples of all draws, D = width of what the heads read.
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -105,7 +106,10 @@ class _Problem:
     ) -> None:
         device, labels = execution.device, labels_of(drawn)
         self._member, self._terms = member, data.terms
-        self._x = _represented(member, {name: encoders[name] for name in member.spec.modalities}, drawn, device)
+        inputs = {name: encoders[name] for name in member.spec.modalities}
+        first, copies = _distinct(drawn, member.spec.modalities)
+        self._x = _represented(member, inputs, drawn.subset(first), device)
+        self._copies = torch.from_numpy(copies).to(device)
         self._labels = Labels(labels.classes.to(device), labels.attributes.to(device), labels.rated.to(device))
         self._weights = _balancing(drawn).to(device)
         self._bias = class_bias(data.compared or data.trained_classes).to(device)
@@ -139,7 +143,7 @@ class _Problem:
         return loss, iterations
 
     def _loss(self) -> Tensor:
-        logits, attributes = self._member.classify(self._x)
+        logits, attributes = (values[self._copies] for values in self._member.classify(self._x))
         return multitask_loss(logits, attributes, self._labels, self._weights, self._bias, terms=self._terms)
 
 
@@ -155,6 +159,20 @@ def _represented(
         frames, masks = tensors(examples.subset(rows).frames, encoders)
         x[torch.from_numpy(rows).to(device)] = member.represent(moved(frames, device), moved(masks, device))
     return x
+
+
+def _distinct(examples: Examples, modalities: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Rows of the very same arrays are computed once: where each first stands, and which of these every row is, `[N]`."""
+    number: dict[tuple[int, ...], int] = {}
+    first: list[int] = []
+    copies = np.empty(len(examples), np.int64)
+    for row in range(len(examples)):
+        arrays = tuple(id(examples.frames[name][row]) for name in modalities)
+        if arrays not in number:
+            number[arrays] = len(first)
+            first.append(row)
+        copies[row] = number[arrays]
+    return np.array(first, np.int64), copies
 
 
 def _balancing(examples: Examples) -> Tensor:

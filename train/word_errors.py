@@ -50,7 +50,10 @@ class Misheard:
     config: WordErrorsConfig
 
     def draw(self, examples: Examples, rng: np.random.Generator) -> Examples:
-        """Each example with its own words, with misheard ones, or without; the same for all modalities."""
+        """Each example with its own words, with misheard ones, or without; the same for all modalities.
+
+        One that no variants were made of, as of audio without labels, has its own words in the place of misheard ones.
+        """
         chances, variants = rng.random(len(examples)), rng.integers(self.config.variants, size=len(examples))
         texts = {}
         for name, misheard in self.frames.items():
@@ -59,7 +62,8 @@ class Misheard:
                 if chance < self.config.empty:
                     rows[row] = rows[row][:0]
                 elif chance < self.config.empty + self.config.errors:
-                    rows[row] = misheard[examples.ids[row]][variant]
+                    variants_of = misheard.get(examples.ids[row])
+                    rows[row] = variants_of[variant] if variants_of else rows[row]
             texts[name] = rows
         return replace(examples, frames={**examples.frames, **texts})
 

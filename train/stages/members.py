@@ -27,6 +27,7 @@ from train.linear import fit_linear
 from train.loop import EpochSource, StageData, class_bias, predict, train_stage
 from train.losses import class_weights
 from train.pairing import Pairing, TextBank
+from train.pseudo_labels import Guessed
 from train.resume import ResumePoint
 from train.transfer.start import Start
 from train.word_errors import Misheard
@@ -51,6 +52,7 @@ class TrainingSet:
         misheard: what a recogniser might have heard instead; None where the recipe has no word errors.
         start: what members begin with; None for weights of their own. It stands in `content`.
         selects: the held-out speakers choose the epoch; else the last one is kept. It stands in `content` too.
+        guessed: examples that train beside these, without labels; None for none. They stand in `content` too.
     """
 
     copies: tuple[Examples, ...]
@@ -62,6 +64,7 @@ class TrainingSet:
     misheard: Misheard | None = None
     start: Start | None = None
     selects: bool = True
+    guessed: Guessed | None = None
 
     @property
     def train(self) -> Examples:
@@ -136,6 +139,8 @@ def train_member(
         return member.eval()
     mine = np.flatnonzero(data.folds != job.fold)
     copies = tuple(copy.subset(mine) for copy in data.copies)
+    if data.guessed:
+        copies = data.guessed.beside(copies, job.fold)
     if data.start is None:
         set_statistics(member, concatenate(copies))
     else:
@@ -156,7 +161,7 @@ def train_member(
         terms = recipe.objective.terms(job.member.family)
         contrast = recipe.objective.contrast.settings if job.member.contrast else None
         seed = job.member.seed * 1000 + (job.fold + 1) * 10 + number
-        steps = config.epochs * -(-len(mine) // config.batch_size)
+        steps = config.epochs * -(-len(copies[0]) // config.batch_size)
         auxiliary = data.start.auxiliary(member, seed, steps) if data.start and data.start.auxiliary else None
         started = data.start is not None
         dev = data.dev if data.selects else None

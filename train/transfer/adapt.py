@@ -2,6 +2,7 @@
 
     coral, mmd, dann    members are trained on the source's labels, with their representations drawn to the target's; linear
                         members, which have none of their own, stay as they are
+    self-train          members are trained on guesses of their own (`train.transfer.self_training`), normalised first
     normalise           what the ensemble takes for usual is measured again (`train.transfer.normalise`)
     prior               how often each emotion occurs is estimated again (`train.transfer.prior`)
 
@@ -9,15 +10,18 @@ Selection and calibration are the source's development speakers' alone; the targ
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from model.adaptation import Adaptation
 from model.labels import CLASSES
+from model.network.member import Member
 from model.spec import Lineage
 from train.acquaintance import Acquaintance, assert_unheard
 from train.config import Recipe
@@ -34,16 +38,19 @@ from train.stages.members import ALL_SPEAKERS, Job, occurring
 from train.stages.meta import meta_posterior
 from train.stored_stack import save_stacked
 from train.transfer import alignment
-from train.transfer.finetune import started_content, train_jobs, untouched
+from train.transfer.finetune import started_content, untouched
+from train.transfer.jobs import train_jobs
 from train.transfer.joining import joined, soft_vote
 from train.transfer.normalise import normalised, reference_of
 from train.transfer.prior import Prior, estimate_prior, expecting
+from train.transfer.self_training import Unspoken, self_trained
+from train.transfer.self_training import told_of as told_of_guesses
 from train.transfer.source import Source, with_weights
 from train.transfer.start import Start
-from train.transfer.target import Target, shared_classes
+from train.transfer.target import SelfTraining, Target, shared_classes
 from train.transfer.unlabelled import Unlabelled, target_audio
 
-Method = Literal["coral", "mmd", "dann", "normalise", "prior"]
+Method = Literal["coral", "mmd", "dann", "normalise", "prior", "self-train"]
 METHODS: Final[tuple[str, ...]] = get_args(Method)
 _ALIGNING: Final = get_args(alignment.Method)
 
@@ -139,7 +146,8 @@ def hear(source: Source, target: Target, data: Path, cache: Path, progress: Prog
         RunError: if the source's corpus is not that of its run.
     """
     corpus, recipe = target.recipe.data.corpus, adapted_recipe(source.recipe, target)
-    audio, tested = target_audio(target.recipe, data, cache, progress)
+    audio, division = target_audio(target.recipe, data, cache, progress)
+    tested = division.tested
     labelled = read_corpus(corpus, data, target.recipe.data.options).clips if tested else ()
     tests = [clip for clip in labelled if clip.id in tested and clip.label in source.classes]
     known = source.acquaintances((corpus, recipe.data.corpus), data)
@@ -168,13 +176,15 @@ def adapted(source: Source, target: Target, method: str, heard: Heard, folder: P
     """The ensemble, adapted by one of `METHODS`; members that are trained are kept in `folder`."""
     own, rng = source.checkpoint.adaptation, np.random.default_rng(heard.recipe.seed)
     as_is = _as_served(source, heard)
-    if method == "normalise":
+    if method in ("normalise", "self-train"):
         moved = reference_of(heard.audio, own) if own else None
         audio, encoders = heard.audio.heard(moved, rng), heard.recipe.encoder_specs()
-        members = tuple(
-            with_weights(member, normalised(member, audio, encoders), heard.recipe) for member in source.members
-        )
-        return Adapted(replace(as_is, members=members), moved, (_NORMALISED,))
+        weights = {member.spec.name: normalised(member, audio, encoders) for member in source.members}
+        if method == "normalise":
+            members = tuple(with_weights(member, weights[member.spec.name], heard.recipe) for member in source.members)
+            return Adapted(replace(as_is, members=members), moved, (_NORMALISED,))
+        members = _self_trained(weights, target, heard, moved, folder, progress)
+        return Adapted(replace(as_is, members=members), moved, (_NORMALISED, told_of_guesses(heard.audio)))
     audio = heard.audio.heard(own, rng)
     if method != "prior":
         kind = cast("alignment.Method", method)
@@ -198,6 +208,33 @@ def adapted(source: Source, target: Target, method: str, heard: Heard, folder: P
     smaller = tuple(replace(f, meta=expecting(f.meta, prior, f.spec.temperature)) for f in as_is.fallbacks)
     ensemble = replace(as_is, runs=(copy.deepcopy(changed),), soup=changed, prior_ratio=ratio, fallbacks=smaller)
     return Adapted(ensemble, own, (_told_of(prior, source.classes),))
+
+
+def _self_trained(
+    weights: Mapping[str, Mapping[str, Tensor]],
+    target: Target,
+    heard: Heard,
+    adaptation: Adaptation | None,
+    folder: Path,
+    progress: Progress,
+) -> tuple[Member, ...]:
+    """Members that begin with `weights` and learn from guesses alone; nothing selects, for no label of the target could."""
+    recipe, start = heard.recipe, Start(weights)
+    source = heard.prepared.training
+    training = replace(
+        source,
+        copies=(source.train.subset(np.array([], np.int64)),),
+        folds=np.array([], np.int64),
+        bank=None,
+        misheard=None,
+        content=started_content(f"{source.trained_classes} unlabelled", start, target.transfer),
+        start=start,
+        selects=False,
+    )
+    jobs = [Job(spec, ALL_SPEAKERS) for spec in recipe.member_specs()]
+    given = Unspoken(heard.audio, adaptation, target.transfer.self_training or SelfTraining())
+    training = self_trained(jobs, recipe, training, given, folder / "self-training", progress)
+    return tuple(train_jobs(jobs, recipe, training, folder, progress).values())
 
 
 def _as_served(source: Source, heard: Heard) -> Stacked:
@@ -231,6 +268,7 @@ def adapted_recipe(source: Recipe, target: Target) -> Recipe:
                 update={"evaluate": (corpus,), "evaluate_options": {corpus: target.recipe.data.options}}
             ),
             "stage1": target.recipe.stage1,
+            "linear": target.recipe.linear,
             "stage2": source.stage2.model_copy(update={"epochs": 0}),
             "meta": source.meta.model_copy(update={"seeds": source.meta.seeds[:1]}),
         }

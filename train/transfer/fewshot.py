@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from model.network.member import Member
 from model.spec import MemberSpec
 from train.config import Recipe
 from train.contamination import KEY, contaminating
@@ -25,7 +26,9 @@ from train.reference import Guesses, Reference, reference_of
 from train.stages.members import ALL_SPEAKERS, Job, TrainingSet
 from train.transfer.budgets import Budget, Unit
 from train.transfer.fewshot_report import BEGUN, FINETUNED, SCRATCH, write_fewshot
-from train.transfer.finetune import begin, heard_by_source, train_jobs
+from train.transfer.finetune import Begun, begin, heard_by_source
+from train.transfer.jobs import train_jobs
+from train.transfer.self_training import Unspoken, self_trained
 from train.transfer.source import UNTOUCHED, Source, soft_vote_guesses, with_weights
 from train.transfer.target import Target, shared_classes
 
@@ -104,7 +107,7 @@ def fewshot(source: Source, target: Target, plan: Plan, data: Path, cache: Path,
     prepared = heard_by_source(source, target, data, cache, _silent)
     test = prepared.test[name]
     reference = reference_of(test, prepared.votes[name], prepared.genders[name])
-    begun = begin(source, target, data, cache, _silent)
+    begun = begin(source, target, data, cache, _silent).prepared
     started = _voting(source, target, begun)
     levels = Levels(source.guesses(test), started(begun.test[name]))
     ways = {
@@ -142,6 +145,7 @@ def fewshot(source: Source, target: Target, plan: Plan, data: Path, cache: Path,
             "clips": int((reference.truth >= 0).sum()),
             "speakers": len(set(reference.speakers)),
             "reference": reference.kind,
+            "self_training": config.model_dump() if (config := target.transfer.self_training) else None,
             "classes": list(source.classes),
             KEY: contaminating(target.recipe, name, _read_by(source.recipe.member_specs())),
             **compared,
@@ -164,21 +168,20 @@ def _voting(source: Source, target: Target, begun: Prepared) -> Callable[[Exampl
 
 def _spend(budget: Budget, source: Source, target: Target, data: Path, cache: Path, out: Path) -> Spent:
     folder, name = out / "members" / budget.name, target.recipe.data.corpus
-    begun = begin(source, target, data, cache, _silent, budget.narrow)
-    training = _selecting(begun.training)
-    encoders = target.recipe.encoder_specs()
-    jobs = [Job(spec, ALL_SPEAKERS) for spec in target.recipe.member_specs()]
-    tuned = train_jobs(jobs, target.recipe, training, folder / "finetuned", _silent)
+    found = begin(source, target, data, cache, _silent, budget.narrow)
+    begun, unbought = found.prepared, _unbought(found, budget, target)
+    training, encoders = _selecting(begun.training), target.recipe.encoder_specs()
+    tuned = _trained(target.recipe, training, unbought, folder / "finetuned")
     scratch_recipe = _from_scratch(source.recipe, target)
     heard_alike = begun.adaptation  # what needs no label is the same for both
     view = View(lambda split: budget.narrow(shared_classes(split, source.classes)), heard_alike)
     own = prepare(scratch_recipe, data, cache, _silent, view=view)
-    fresh = train_jobs(jobs, scratch_recipe, _selecting(own.training), folder / "scratch", _silent)
+    fresh = _trained(scratch_recipe, _selecting(own.training), unbought, folder / "scratch")
 
     def guesses(mine: Examples, theirs: Examples) -> dict[str, Guesses]:
         return {
-            FINETUNED: soft_vote_guesses(list(tuned.values()), encoders, mine, source.classes),
-            SCRATCH: soft_vote_guesses(list(fresh.values()), encoders, theirs, own.training.trained_classes),
+            FINETUNED: soft_vote_guesses(tuned, encoders, mine, source.classes),
+            SCRATCH: soft_vote_guesses(fresh, encoders, theirs, own.training.trained_classes),
         }
 
     return Spent(
@@ -193,6 +196,21 @@ def _spend(budget: Budget, source: Source, target: Target, data: Path, cache: Pa
             if way in own.otherwise[name]
         },
     )
+
+
+def _unbought(found: Begun, budget: Budget, target: Target) -> Unspoken | None:
+    """Audio whose labels the budget has not bought: who buys a speaker has listened to all clips of that speaker."""
+    bought = [found.prepared.training.train, found.prepared.training.dev]
+    if budget.unit == "speakers":
+        return found.without_labels(target.transfer, (), {name for part in bought for name in part.speakers})
+    return found.without_labels(target.transfer, {name for part in bought for name in part.ids})
+
+
+def _trained(recipe: Recipe, training: TrainingSet, unbought: Unspoken | None, folder: Path) -> list[Member]:
+    jobs = [Job(spec, ALL_SPEAKERS) for spec in recipe.member_specs()]
+    if unbought:
+        training = self_trained(jobs, recipe, training, unbought, folder / "self-training", _silent)
+    return list(train_jobs(jobs, recipe, training, folder, _silent).values())
 
 
 def _selecting(training: TrainingSet) -> TrainingSet:

@@ -149,6 +149,12 @@ def _notes(results: Mapping[str, Any]) -> Iterator[str]:
         "Members are joined by a soft vote. The untouched source is the whole ensemble as it is served; what budgets begin "
         "with is its chosen members, normalised on audio without labels unless the target file forbids it, before any epoch."
     )
+    if config := results.get("self_training"):
+        yield (
+            "Members, from scratch too, were trained on guesses of their own about the audio that a budget has not bought: "
+            f"{config['rounds']} rounds, guesses to the power of {config['sharpness']:g}, a labelled clip as often as "
+            f"{config['label_weight']} guessed ones. What budgets begin with at 0 labels has made no guess."
+        )
     for row in results["budgets"]:
         for system in (FINETUNED, SCRATCH):
             draws = ", ".join(f"{value:.3f}" for value in row["systems"][system]["by_draw"])

@@ -1,8 +1,8 @@
 """Fine-tuning: the members of a finished run, trained further on a corpus of one's own, and joined and calibrated anew."""
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -17,21 +17,22 @@ from train.config import Recipe
 from train.corpora import read_corpus
 from train.cost import FEATURES, META, Cost
 from train.errors import LeakageError, RunError
-from train.execution import device_of
 from train.features import Progress
 from train.manifest import Split
 from train.prepare import Prepared, View, prepare
 from train.reference import Guesses
 from train.run import Descent, finish_run, jobs_of, train_meta_classifiers
 from train.stacking import Stacked
-from train.stages.members import ALL_SPEAKERS, Job, Place, TrainingSet, occurring, train_member
+from train.stages.members import ALL_SPEAKERS, Job, occurring
 from train.stored_stack import save_stacked
+from train.transfer.jobs import train_jobs
 from train.transfer.joining import joined, soft_vote
 from train.transfer.normalise import normalised, reference_of
+from train.transfer.self_training import Unspoken, self_trained, told_of
 from train.transfer.source import UNTOUCHED, Source
 from train.transfer.start import CHOSEN, Anchor, Start
 from train.transfer.target import Target, TransferConfig, shared_classes
-from train.transfer.unlabelled import divided, target_audio
+from train.transfer.unlabelled import Unlabelled, divided, target_audio
 
 COMMAND: Final = "medusa-train finetune"
 
@@ -55,11 +56,15 @@ def finetune(source: Source, target: Target, data: Path, cache: Path, out: Path,
     cost, recipe = Cost(out), target.recipe
     known = source.acquaintances((source.recipe.data.corpus,), data)
     with cost.timed(FEATURES):
-        prepared = begin(source, target, data, cache, progress)
+        begun = begin(source, target, data, cache, progress)
         as_source = heard_by_source(source, target, data, cache, progress)
-    against = why_not_refit(source, target, prepared)
+    against = why_not_refit(source, target, begun.prepared)
     refit = not against
     jobs = jobs_of(recipe) if refit else [Job(spec, ALL_SPEAKERS) for spec in recipe.member_specs()]
+    prepared, guessed = begun.prepared, begun.without_labels(target.transfer)
+    if guessed:
+        training = self_trained(jobs, recipe, prepared.training, guessed, out / "self-training", progress)
+        prepared = replace(prepared, training=training)
     trained = train_jobs(jobs, recipe, prepared.training, out / "members", progress)
     with cost.timed(META):
         ensemble = (
@@ -68,14 +73,45 @@ def finetune(source: Source, target: Target, data: Path, cache: Path, out: Path,
             else _kept(source, recipe, prepared, tuple(trained.values()), out)
         )
     given = "the source's" if source.meta else "a soft vote"
-    heard = () if target.transfer.statistics == "source" else (heard_without_labels(recipe, data),)
+    limits = () if refit else (f"The meta-classifier is {given}: {against}.",)
+    heard = (heard_without_labels(recipe, data),) if begun.audio else ()
     descent = Descent(
         lineage=(*source.checkpoint.lineage, step_of(source, prepared, recipe, COMMAND)),
         beside=untouched(source, as_source),
-        limits=() if refit else (f"The meta-classifier is {given}: {against}.",),
+        limits=(*limits, *((told_of(guessed.audio),) if guessed else ())),
         known=(*known, *heard),
     )
     return finish_run(recipe, prepared, ensemble, cache, out, progress, descent)
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """What a transfer begins with.
+
+    Attributes:
+        prepared: the target's labelled clips; its training set knows what members begin with.
+        audio: of all but the test speakers, as it was recorded; None where nothing is learned from it.
+        labelled: ids of clips that somebody has labelled.
+    """
+
+    prepared: Prepared
+    audio: Unlabelled | None
+    labelled: frozenset[str]
+
+    def without_labels(
+        self, config: TransferConfig, ids: Collection[str] | None = None, speakers: Collection[str] = ()
+    ) -> Unspoken | None:
+        """What members may guess about; None where they are not to, or everything is labelled.
+
+        Args:
+            config: says whether they are.
+            ids: of clips that count as labelled; all that are, if None.
+            speakers: whose clips count as labelled too.
+        """
+        if config.self_training is None or self.audio is None:
+            return None
+        audio = self.audio.without(self.labelled if ids is None else ids, speakers)
+        return Unspoken(audio, self.prepared.adaptation, config.self_training) if len(audio) else None
 
 
 def begin(
@@ -85,8 +121,8 @@ def begin(
     cache: Path,
     progress: Progress,
     narrow: Callable[[Split], Split] = lambda split: split,
-) -> Prepared:
-    """Prepares the target's classes that the source knows; the training set knows what members begin with.
+) -> Begun:
+    """Prepares the target's classes that the source knows.
 
     Args:
         source: where members begin.
@@ -103,8 +139,11 @@ def begin(
     """
     own, config, recipe = source.checkpoint.adaptation, target.transfer, target.recipe
     weights = {member.spec.name: member.state_dict() for member in source.members}
-    if config.statistics == "target":
-        audio, _ = target_audio(recipe, data, cache, progress)
+    audio, labelled = None, frozenset[str]()
+    if config.statistics == "target" or config.self_training:
+        audio, division = target_audio(recipe, data, cache, progress)
+        labelled = division.labelled
+    if config.statistics == "target" and audio:
         own = reference_of(audio, own) if own else None
         heard, encoders = audio.heard(own, np.random.default_rng(recipe.seed)), recipe.encoder_specs()
         weights = {member.spec.name: normalised(member, heard, encoders) for member in source.members}
@@ -123,7 +162,7 @@ def begin(
         start=start,
         content=started_content(prepared.training.content, start, config),
     )
-    return replace(prepared, training=training)
+    return Begun(replace(prepared, training=training), audio, labelled)
 
 
 def untouched(source: Source, as_source: Prepared) -> dict[str, dict[str, Guesses]]:
@@ -202,21 +241,10 @@ def _known(split: Split, source: Source, recipe: Recipe) -> Split:
 
 def started_content(content: str, start: Start, config: TransferConfig) -> str:
     """The hash of the examples and of all that members begin with."""
-    digest = hashlib.sha256(f"{content} {config.model_dump_json()}".encode())
+    digest = hashlib.sha256(f"{content} {config.model_dump_json(exclude={'self_training'})}".encode())
     for name, weights in start.weights.items():
         digest.update(name.encode() + serialised({key: values.contiguous() for key, values in weights.items()}))
     return digest.hexdigest()
-
-
-def train_jobs(
-    jobs: list[Job], recipe: Recipe, training: TrainingSet, folder: Path, progress: Progress
-) -> Mapping[str, Member]:
-    """Members by the name of their job, one after the other: a corpus of one's own is small."""
-    place, found = Place(device_of(recipe.compute.device)), {}
-    for done, job in enumerate(jobs, 1):
-        found[job.name] = train_member(job, recipe, training, folder, place=place)
-        progress("members", done, len(jobs))
-    return found
 
 
 def step_of(source: Source, prepared: Prepared, recipe: Recipe, command: str) -> Lineage:

@@ -21,6 +21,19 @@ _STAGE_2: Final[dict[str, Any]] = {"epochs": 0, "batch_size": 32, "learning_rate
 """Left out unless the file asks for it: few clips make small balanced subsets."""
 
 
+class SelfTraining(BaseModel):
+    """How members are trained on guesses of their own about audio without labels (`train.transfer.self_training`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rounds: int = Field(default=3, ge=1)
+    """How often is guessed: every round trains all members anew."""
+    sharpness: float = Field(default=1.5, gt=0)
+    """Power that guesses are raised to; 1 takes posteriors as they are."""
+    label_weight: int = Field(default=8, ge=1)
+    """How often a labelled clip counts beside a guessed one."""
+
+
 class TransferConfig(BaseModel):
     """What is done with the source's members."""
 
@@ -41,6 +54,8 @@ class TransferConfig(BaseModel):
     """Share of the speakers of a few-shot budget that select; of fewer than five, none does."""
     weight: float = Field(default=1.0, gt=0)
     """Of the distance that `adapt` adds to the loss."""
+    self_training: SelfTraining | None = None
+    """Of `finetune` and `fewshot` beside the labels; `adapt --method self-train` needs no asking."""
 
 
 @dataclass(frozen=True, slots=True)

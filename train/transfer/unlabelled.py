@@ -3,7 +3,7 @@
 Shapes: N = utterances, F = frames, d = width of a frame.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,6 +46,11 @@ class Unlabelled:
             frames={name: [rows[i] for i in indices] for name, rows in self.frames.items()},
         )
 
+    def without(self, ids: Collection[str] = (), speakers: Collection[str] = ()) -> "Unlabelled":
+        """The utterances but for these, and but for those of these speakers."""
+        own = zip(self.ids, self.speakers, strict=True)
+        return self.subset([row for row, (name, who) in enumerate(own) if name not in ids and who not in speakers])
+
     def heard(self, adaptation: Adaptation | None, rng: np.random.Generator) -> "Unlabelled":
         """The same utterances with each speaker's as one call in a random order, each heard against those before it."""
         if adaptation is None:
@@ -77,10 +82,12 @@ class Divided:
     Attributes:
         clips: of nobody who tests, labelled or not, whatever their class.
         tested: ids of the labelled clips that test; none where too few speakers are labelled to hold any out.
+        labelled: ids of the clips that somebody has labelled, whatever they say.
     """
 
     clips: tuple[Clip, ...]
     tested: frozenset[str]
+    labelled: frozenset[str]
 
 
 def divided(recipe: Recipe, data: Path) -> Divided:
@@ -112,11 +119,12 @@ def divided(recipe: Recipe, data: Path) -> Divided:
         clips, test = whole.clips, Manifest(())
     if not clips:
         raise CorpusError(f"{config.corpus} has no clip beside its test speakers: nothing to adapt to")
-    return Divided(clips, frozenset(clip.id for clip in test.clips if clip.label is not None))
+    tested = frozenset(clip.id for clip in test.clips if clip.label is not None)
+    return Divided(clips, tested, frozenset(clip.id for clip in labelled.clips))
 
 
-def target_audio(recipe: Recipe, data: Path, cache: Path, progress: Progress) -> tuple[Unlabelled, frozenset[str]]:
-    """The audio of a corpus but for the speakers who test, labelled or not, and ids of the clips that test.
+def target_audio(recipe: Recipe, data: Path, cache: Path, progress: Progress) -> tuple[Unlabelled, Divided]:
+    """The audio of a corpus but for the speakers who test, labelled or not, and how the corpus is divided.
 
     Args:
         recipe: names the corpus, how its speakers are divided, and the encoders.
@@ -128,4 +136,4 @@ def target_audio(recipe: Recipe, data: Path, cache: Path, progress: Progress) ->
         CorpusError: if the corpus is missing, or has no clip beside those that test.
     """
     found = divided(recipe, data)
-    return unlabelled(found.clips, extraction_of(recipe, cache, progress).frames(found.clips)), found.tested
+    return unlabelled(found.clips, extraction_of(recipe, cache, progress).frames(found.clips)), found

@@ -75,7 +75,7 @@ def test_no_step_is_the_source_itself(world: World, tmp_path: Path) -> None:
     finetune(world.source(), target, world.data, world.cache, tmp_path / "out", silent)
     ours, theirs = load_checkpoint(tmp_path / "out" / "checkpoint"), load_checkpoint(world.run / "checkpoint")
     assert torch.equal(ours.meta.linear.weight, theirs.meta.linear.weight)
-    begun = begin(world.source(), target, world.data, world.cache, silent)
+    begun = begin(world.source(), target, world.data, world.cache, silent).prepared
     test = begun.test["table"]
     for one, other in zip(ours.members, theirs.members, strict=True):
         for name, values in one.state_dict().items():
@@ -128,7 +128,7 @@ def test_its_lineage_goes_from_the_run_into_the_bundle_and_the_card(world: World
     assert max(bundle.manifest.parity[name] for name in bundle.manifest.parity if name.startswith("ensemble")) < 1e-4
     assert str(first) in (tmp_path / "bundle" / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "on 32 clips of 4 speakers of table." in str(first)
-    begun = begin(world.source(), world.target(), world.data, world.cache, silent)
+    begun = begin(world.source(), world.target(), world.data, world.cache, silent).prepared
     test = begun.test["table"]
     frames = [{name: rows[n].astype(np.float32) for name, rows in test.frames.items()} for n in range(len(test))]
     served = EnsembleRuntime(bundle, threads=1).score(frames)
@@ -221,7 +221,8 @@ def test_nobody_who_made_the_source_is_tested_on(world: World, tuned: Path, tmp_
     again = with_data(target, corpus="cremad", options=world.source().recipe.data.options, split_seed=5)
     with pytest.raises(LeakageError, match="speakers of cremad would be tested on, and have trained or selected"):
         finetune(world.source(), again, world.data, world.cache, tmp_path / "out", silent)
-    beside = begin(world.source(), with_data(target, evaluate=("cremad",)), world.data, world.cache, silent)
+    evaluating = with_data(target, evaluate=("cremad",))
+    beside = begin(world.source(), evaluating, world.data, world.cache, silent).prepared
     assert beside.test["cremad"].speakers
     assert not {*base.learned, *base.selecting} & set(beside.test["cremad"].speakers)
     everybody = Acquaintance("cremad", (*base.learned, *base.selecting, *beside.test["cremad"].speakers))
@@ -265,7 +266,7 @@ def test_what_was_fine_tuned_can_be_adapted(world: World, tuned: Path, tmp_path:
 
 
 def test_members_are_held_to_the_source_and_not_to_where_a_stage_begins(world: World, tmp_path: Path) -> None:
-    begun = begin(world.source(), world.target("anchor = 3.0\n", tmp_path), world.data, world.cache, silent)
+    begun = begin(world.source(), world.target("anchor = 3.0\n", tmp_path), world.data, world.cache, silent).prepared
     start = begun.training.start
     assert start is not None
     assert start.auxiliary is not None
