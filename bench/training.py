@@ -1,11 +1,12 @@
 """Training throughput: samples per second of our loop, and of a plain one, in one run.
 
-    python -m bench.training --recipe recipes/small.toml --member whisper-roberta-1
+    python -m bench.training --recipe recipes/small.toml --member whisper-roberta-1 [--precision bfloat16]
 
-ours    the training step of stages 1 and 2: features as the cache gives them, batches by length, passes of like lengths
+ours    the training step of stages 1 and 2: features as the cache gives them, batches by length, passes of like lengths, the
+        stage's precision
 plain   the manner of research code: a float32 file per utterance and encoder, opened in each step, batches at random and
-        padded to their longest, torch as it is; the same network, batch size, loss and optimizer
-model   our passes as tensors made beforehand: what is left of a step when only the network works
+        padded to their longest, float32, torch as it is, its dropout too; the same network, batch size, loss and optimizer
+model   our passes as tensors made beforehand: what is left of a step when only the network works, in the stage's precision
 
 Each is measured alone, with every thread, and two side by side with one thread each, as `medusa-train run --workers 2`
 trains members: then samples are those of both. All are processes of their own and take turns, an epoch each, so that
@@ -27,10 +28,12 @@ from typing import Final, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.features import FUNCTIONALS_STEPS
 from model.labels import CLASSES
+from model.network import deepser, enc
 from model.network.deepser import DeepSER
 from model.spec import EncoderKind, EncoderSpec
 from train.config import Recipe, StageConfig, load_recipe
@@ -47,7 +50,9 @@ _RATES_HZ: dict[EncoderKind, float] = {"prosody": 100.0, "text-transformer": 2.7
 Pass = tuple[dict[str, Tensor], dict[str, Tensor]]
 """Frames and masks of rows that go through the network together."""
 Kind = Literal["plain", "ours", "model"]
+Precision = Literal["float32", "bfloat16"]
 KINDS: Final[tuple[Kind, ...]] = ("plain", "ours", "model")
+PRECISIONS: Final[tuple[Precision, ...]] = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,7 @@ class Task:
     recipe: Recipe
     member: str
     examples: Examples
+    precision: Precision
 
     @property
     def inputs(self) -> dict[str, EncoderSpec]:
@@ -67,7 +73,7 @@ class Task:
     @property
     def config(self) -> StageConfig:
         """One epoch of stage 1, nothing mixed: the plain loop mixes nothing either."""
-        return self.recipe.stage1.model_copy(update={"epochs": 1, "mixup": 0.0})
+        return self.recipe.stage1.model_copy(update={"epochs": 1, "mixup": 0.0, "precision": self.precision})
 
     def network(self) -> DeepSER:
         """The member, new and always with the same weights."""
@@ -136,14 +142,15 @@ def our_batches(task: Task) -> list[Batch]:
     return made
 
 
-def only_network(task: Task, batches: Iterable[Batch], fused: bool) -> None:
+def only_network(task: Task, batches: Iterable[Batch], precision: Precision, fused: bool) -> None:
     """An epoch by hand: forward, loss, backward, clip, step."""
     member, bias, weights = task.network(), class_bias(CLASSES), torch.ones(len(CLASSES))
     optimizer = torch.optim.AdamW(member.parameters(), lr=task.config.learning_rate, fused=fused or None)
     for batch in batches:
         optimizer.zero_grad()
-        logits, attributes = member.classify(torch.cat([member.represent(*part) for part in batch.passes]))
-        loss = multitask_loss(logits, attributes, batch.labels, weights, bias)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            logits, attributes = member.classify(torch.cat([member.represent(*part) for part in batch.passes]))
+        loss = multitask_loss(logits.float(), attributes.float(), batch.labels, weights, bias)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         torch.nn.utils.clip_grad_norm_(member.parameters(), task.config.clip_norm)
         optimizer.step()
@@ -158,17 +165,20 @@ def ours(task: Task) -> None:
 def work(line: Connection, task: Task, folder: Path, kind: Kind, threads: int) -> None:
     """A process of its own: an epoch for every message that is not the last; answers with its CPU seconds."""
     torch.set_num_threads(threads)
-    if kind != "plain":
+    if kind == "plain":
+        for module in (enc, deepser):
+            vars(module)["dropout"] = F.dropout
+    else:
         keep_freed_memory()  # as every process of a run does
     made = our_batches(task) if kind == "model" else []
     while line.recv():
         start = time.process_time()
         if kind == "plain":
-            only_network(task, plain_batches(task, folder), fused=False)
+            only_network(task, plain_batches(task, folder), "float32", fused=False)
         elif kind == "ours":
             ours(task)
         else:
-            only_network(task, made, fused=True)
+            only_network(task, made, task.precision, fused=True)
         line.send(time.process_time() - start)
 
 
@@ -255,14 +265,17 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of ours; the plain loop is float32")
     given = parser.parse_args()
     recipe = load_recipe(given.recipe)
     modalities = {spec.name: spec.modalities for spec in recipe.member_specs()}
     if given.member not in modalities:
         parser.error(f"--member {given.member}: {given.recipe} has {', '.join(modalities)}")
     inputs = {name: recipe.encoder_specs()[name] for name in modalities[given.member]}
-    task = Task(recipe, given.member, random_examples(inputs, given.examples))
-    say(f"{given.member}: {', '.join(inputs)}; batch {task.config.batch_size}, {given.threads} threads")
+    task = Task(recipe, given.member, random_examples(inputs, given.examples), given.precision)
+    say(
+        f"{given.member}: {', '.join(inputs)}; batch {task.config.batch_size}, {given.threads} threads, {given.precision}"
+    )
     measure(task, given.rounds, given.threads)
 
 

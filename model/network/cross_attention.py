@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.network.dropout import dropout
 from model.network.enc import MASKED_SCORE
 from model.network.vga import VadGuide
 
@@ -58,4 +59,4 @@ class CrossLayer(nn.Module):
         return torch.stack(x.chunk(self.heads, dim=2), dim=1)
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
+        return dropout(x, self.dropout, self.training)

@@ -21,10 +21,10 @@ Source: MEDUSA, arXiv:2506.09556, section 2.1.
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.labels import ATTRIBUTE_RANGE, ATTRIBUTES, CLASSES
+from model.network.dropout import dropout
 from model.network.enc import Enc
 from model.network.fused import Fused, Views
 from model.spec import EncoderSpec, MemberSpec
@@ -55,9 +55,10 @@ class FrameStack(nn.Module):
 
     def forward(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Standardised steps and their mask."""
-        frames = (frames - self.mean) * self.scale * mask.unsqueeze(-1).to(frames.dtype)
+        scale = self.scale
         if self.training and self.dropout > 0:
-            frames = frames * F.dropout(torch.ones_like(frames[:, :1]), self.dropout)
+            scale = scale * dropout(torch.ones_like(frames[:, :1]), self.dropout, self.training)
+        frames = (frames - self.mean) * scale * mask.unsqueeze(-1).to(frames.dtype)
         batch, length, width = frames.shape
         steps = frames.reshape(batch, length // self.stack, self.stack * width)
         return steps, mask[:, :: self.stack]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.network.dropout import dropout
 from model.network.vga import VadGuide
 
 MASKED_SCORE = -1e4
@@ -52,7 +53,7 @@ class TransformerLayer(nn.Module):
         return out
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
+        return dropout(x, self.dropout, self.training)
 
 
 class Enc(nn.Module):
