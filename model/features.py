@@ -5,7 +5,7 @@ Shapes: T = samples, F = frames (10 ms), B = batch, d = width of a frame.
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from model.audio import MEL_HOP, SAMPLE_RATE_HZ, Samples, frame_count
 
 Frames = npt.NDArray[np.float32]
 """`float32 [F, d]`."""
+Real = TypeVar("Real", np.float16, np.float32)
 
 _RANGE_DB: Final = 50.0
 """Loudness range below an utterance's mean power that counts: what lies deeper is the recording's noise floor."""
@@ -162,14 +163,22 @@ def collate(frames: Sequence[Frames], multiple: int) -> tuple[Frames, npt.NDArra
     Raises:
         ValueError: if there are no rows or their widths differ.
     """
+    return padded(frames, multiple, np.float32)
+
+
+def padded(
+    frames: Sequence[npt.NDArray[np.float16 | np.float32]], multiple: int, dtype: type[Real]
+) -> tuple[npt.NDArray[Real], npt.NDArray[np.bool_]]:
+    """As `collate`, in another type: `[B, F, d]` of `dtype`."""
     widths = {rows.shape[1] for rows in frames}
     if len(widths) != 1:
         raise ValueError(f"a batch holds frames of exactly one width, got {sorted(widths)}")
     longest = max(1, *(len(rows) for rows in frames))
     length = -(-longest // multiple) * multiple
-    batch = np.zeros((len(frames), length, widths.pop()), np.float32)
+    batch: npt.NDArray[Real] = np.empty((len(frames), length, widths.pop()), dtype)
     mask = np.zeros((len(frames), length), np.bool_)
     for row, values in enumerate(frames):
         batch[row, : len(values)] = values
+        batch[row, len(values) :] = 0
         mask[row, : len(values)] = True
     return batch, mask

@@ -5,14 +5,14 @@ Shapes: N = examples, F = frames, d = width of a frame.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, cast
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.features import Frames, collate
+from model.features import Frames, padded
 from model.labels import CLASSES
 from model.spec import EncoderSpec
 from train.cache import let_go
@@ -113,14 +113,16 @@ class Batch:
 def tensors(
     frames: Mapping[str, Sequence[HalfFrames | Frames]], encoders: Mapping[str, EncoderSpec]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Padded frames and masks of the modalities in `encoders`."""
-    padded, masks = {}, {}
+    """Padded frames `float32 [B, F, d]` and masks of the modalities in `encoders`."""
+    batches, masks = {}, {}
     for name, encoder in encoders.items():
-        # Rows become float32 as they are copied into the batch: once, and not in a copy of their own before.
-        values, mask = collate(cast("Sequence[Frames]", frames[name]), encoder.stack)
+        # What the cache gives is padded as it is, and widened all at once: torch does it in a third of numpy's time.
+        is_half = all(rows.dtype == np.float16 for rows in frames[name])
+        rows, stack = frames[name], encoder.stack
+        values, mask = padded(rows, stack, np.float16) if is_half else padded(rows, stack, np.float32)
         let_go(frames[name])
-        padded[name], masks[name] = torch.from_numpy(values), torch.from_numpy(mask)
-    return padded, masks
+        batches[name], masks[name] = torch.from_numpy(values).float(), torch.from_numpy(mask)
+    return batches, masks
 
 
 def labels_of(examples: Examples) -> Labels:

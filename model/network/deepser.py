@@ -58,7 +58,7 @@ class FrameStack(nn.Module):
         scale = self.scale
         if self.training and self.dropout > 0:
             scale = scale * dropout(torch.ones_like(frames[:, :1]), self.dropout, self.training)
-        frames = (frames - self.mean) * scale * mask.unsqueeze(-1).to(frames.dtype)
+        frames = (frames - self.mean).mul_(scale).mul_(mask.unsqueeze(-1).to(frames.dtype))
         batch, length, width = frames.shape
         steps = frames.reshape(batch, length // self.stack, self.stack * width)
         return steps, mask[:, :: self.stack]
