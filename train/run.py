@@ -21,6 +21,7 @@ from train.contamination import KEY, taught_test_corpora
 from train.cost import EVALUATION, FEATURES, META, Cost
 from train.cross_validation import NAME, Folds, cross_validate, told_of
 from train.errors import RunError
+from train.evaluated import evaluation_key, forget, is_evaluated, remember
 from train.execution import Ranks, device_of, join_ranks, keep_freed_memory, leave_ranks
 from train.features import Progress
 from train.history import learning_curves, linear_fits, meta_curves, write_meta_histories
@@ -77,7 +78,7 @@ NEW: Final = Descent()
 
 
 def train_ensemble(recipe: Recipe, data: Path, cache: Path, out: Path, workers: int, progress: Progress) -> Path:
-    """Runs or resumes a recipe; returns the report's path.
+    """Runs or resumes a recipe; returns the report's path. What is there is not done again, the evaluation neither.
 
     Started by torchrun, the processes train each member together, one after the other; the first does all the rest.
 
@@ -96,6 +97,9 @@ def train_ensemble(recipe: Recipe, data: Path, cache: Path, out: Path, workers: 
     if prepared is None:
         return out / PAGE_FILE
     train_meta_classifiers(recipe, prepared, out)
+    if is_evaluated(out, prepared, evaluation_key(recipe, prepared, _stack_key(recipe, prepared))):
+        progress("evaluation", len(prepared.test), len(prepared.test))
+        return out / PAGE_FILE
     return evaluate_run(recipe, prepared, cache, out, progress)
 
 
@@ -168,8 +172,11 @@ def _finished_members(recipe: Recipe, prepared: Prepared, out: Path) -> tuple[di
             f"{folder} lacks {len(missing)} of {len(jobs)} members as this recipe and data make them ({named}): "
             f"medusa-train members --out {out} trains them"
         )
-    key = stack_key(recipe, [last_key(job, recipe, content) for job in jobs])
-    return read_members(recipe, prepared.training, folder, device), key
+    return read_members(recipe, prepared.training, folder, device), _stack_key(recipe, prepared)
+
+
+def _stack_key(recipe: Recipe, prepared: Prepared) -> str:
+    return stack_key(recipe, [last_key(job, recipe, prepared.training.content) for job in jobs_of(recipe)])
 
 
 def _on_all_speakers(members: Mapping[str, Mapping[int, Member]]) -> tuple[Member, ...]:
@@ -177,7 +184,7 @@ def _on_all_speakers(members: Mapping[str, Mapping[int, Member]]) -> tuple[Membe
 
 
 def evaluate_run(recipe: Recipe, prepared: Prepared, cache: Path, out: Path, progress: Progress) -> Path:
-    """Evaluates what stages 1 to 4 have left, writes checkpoint and report; returns the report's path.
+    """Evaluates what stages 1 to 4 have left, anew, writes checkpoint and report; returns the report's path.
 
     Raises:
         RecipeError: if the recipe asks for a device that is not here.
@@ -189,7 +196,10 @@ def evaluate_run(recipe: Recipe, prepared: Prepared, cache: Path, out: Path, pro
         raise RunError(
             f"{out / 'meta'} holds no meta-classifiers on these members: medusa-train meta --out {out} trains them"
         )
-    return finish_run(recipe, prepared, trained, cache, out, progress, folds=members)
+    forget(out)
+    page = finish_run(recipe, prepared, trained, cache, out, progress, folds=members)
+    remember(out, evaluation_key(recipe, prepared, key))
+    return page
 
 
 def finish_run(

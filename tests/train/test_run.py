@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from train.cost import EVALUATION, FEATURES, META, STAGE_1, STAGE_2
 from train.cross_validation import NAME
 from train.dataset import tensors
 from train.errors import CorpusError, RecipeError, RunError
+from train.evaluated import evaluation_key, forget, is_evaluated, remember
 from train.history import META as META_CURVES
 from train.prepare import prepare
 from train.report import render
@@ -325,6 +326,56 @@ def test_a_killed_run_continues_where_it_stopped(run: Run, tmp_path: Path) -> No
     }
     for name in ("report.json", "checkpoint/meta.safetensors", "checkpoint/members/words.safetensors"):
         assert (killed / name).read_bytes() == (run.out / name).read_bytes()
+
+
+def test_a_second_run_does_nothing_but_what_has_changed(run: Run, tmp_path: Path) -> None:
+    """The evaluation is read too, unless a file of it is gone or the recipe is another; `evaluate` makes it anew."""
+    out = Path(shutil.copytree(run.out, tmp_path / "out"))
+
+    def times() -> dict[str, int]:
+        kept = (path for path in out.rglob("*") if path.is_file() and path.name != "cost.json")
+        return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in kept}
+
+    before = times()
+    calls = run.again(out)
+    assert times() == before
+    assert ("evaluation", 3, 3) in calls, "the bar is full"
+    assert "cross-validation" not in {what for what, _, _ in calls}
+    (out / "predictions" / "ravdess.csv").unlink()
+    assert "cross-validation" in {what for what, _, _ in run.again(out)}
+    assert times().keys() == before.keys()
+    again = times()
+    renamed = replace(run, recipe=run.recipe.model_copy(update={"notes": ("told otherwise",)}))
+    renamed.again(out)
+    assert "told otherwise" in (out / "MODEL_CARD.md").read_text(encoding="utf-8")
+    changed = {name for name, when in times().items() if when != again[name]}
+    assert {"report.json", "evaluated.json"} <= changed
+    assert not any(name.startswith(("members/", "meta/")) for name in changed)
+    prepared = prepare(run.recipe, run.data, run.cache, lambda *call: None)
+    evaluate_run(run.recipe, prepared, run.cache, out, lambda *call: None)
+    assert times()["report.json"] > again["report.json"]
+
+
+def test_an_evaluation_of_another_program_or_a_killed_one_does_not_count(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepare(run.recipe, run.data, run.cache, lambda *call: None)
+    key = evaluation_key(run.recipe, prepared, "stack")
+    assert key == evaluation_key(run.recipe, prepared, "stack")
+    assert key != evaluation_key(run.recipe, prepared, "other")
+    fewer = replace(prepared, test={name: test for name, test in prepared.test.items() if name != "ravdess"})
+    assert key != evaluation_key(run.recipe, fewer, "stack")
+    program = tmp_path / "train"
+    program.mkdir()
+    (program / "__init__.py").write_text("# another one")
+    monkeypatch.setattr("train.__file__", str(program / "__init__.py"))
+    assert key != evaluation_key(run.recipe, prepared, "stack")
+    out = Path(shutil.copytree(run.out, tmp_path / "out"))
+    remember(out, key)
+    assert is_evaluated(out, prepared, key)
+    assert not is_evaluated(out, prepared, "other")
+    forget(out)
+    assert not is_evaluated(out, prepared, key)
 
 
 def test_the_checkpoint_becomes_a_bundle_that_scores_alike(run: Run, tmp_path: Path) -> None:
