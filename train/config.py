@@ -25,6 +25,8 @@ from train.errors import RecipeError
 from train.losses import ATTRIBUTE_WEIGHT, CROSS_ENTROPY_WEIGHT, Terms
 from train.micl import TEMPERATURE, WEIGHT, Contrast, Positives
 
+RECIPE_FILE: Final = "recipe.json"
+"""What a run's members were trained by, for those that begin with them."""
 STARTED: Final = "started"
 """Set in the context of a recipe whose members begin with trained weights: it may train nothing."""
 

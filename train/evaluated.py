@@ -7,13 +7,16 @@ from typing import Final
 
 import model
 import train
-from train.config import Recipe, plain_recipe
-from train.predictions import predictions_file
+from train.acquaintance import SPEAKERS_FILE
+from train.config import RECIPE_FILE, Recipe, plain_recipe
 from train.prepare import Prepared
 from train.report import CARD_FILE, PAGE_FILE, RESULTS_FILE
 
 EVALUATED_FILE: Final = "evaluated.json"
-_CHECKPOINT: Final = "checkpoint/ensemble.json"
+_FOLDERS: Final = ("checkpoint", "predictions")
+_FILES: Final = (RESULTS_FILE, PAGE_FILE, CARD_FILE, SPEAKERS_FILE, RECIPE_FILE)
+"""What an evaluation leaves beside them."""
+_PROGRAM: Final = (".py", ".css")
 
 
 def evaluation_key(recipe: Recipe, prepared: Prepared, stack: str) -> str:
@@ -31,20 +34,23 @@ def evaluation_key(recipe: Recipe, prepared: Prepared, stack: str) -> str:
         digest.update("\n".join((name, *test.ids, *test.speakers)).encode())
         for values in (test.targets, test.attributes, test.intended, prepared.votes[name]):
             digest.update(values.tobytes())
+        for rows in test.frames.values():
+            for frames in rows:  # another recording has other frames from the first to the last
+                digest.update(str(frames.shape).encode() + frames[:1].tobytes() + frames[-1:].tobytes())
     for package in (train, model):
         folder = Path(str(package.__file__)).parent
-        for path in sorted(folder.rglob("*.py")):
+        for path in sorted(found for found in folder.rglob("*") if found.suffix in _PROGRAM):
             digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
     return digest.hexdigest()
 
 
-def is_evaluated(out: Path, prepared: Prepared, key: str) -> bool:
-    """Whether a run's folder has everything that an evaluation of this key leaves."""
-    left = [RESULTS_FILE, PAGE_FILE, CARD_FILE, _CHECKPOINT, *map(predictions_file, prepared.test)]
+def is_evaluated(out: Path, key: str) -> bool:
+    """Whether a run's folder has everything that an evaluation of this key has left."""
     mark = out / EVALUATED_FILE
-    if not mark.is_file() or not all((out / name).is_file() for name in left):
+    if not mark.is_file():
         return False
-    return bool(json.loads(mark.read_text(encoding="utf-8"))["key"] == key)
+    told = json.loads(mark.read_text(encoding="utf-8"))
+    return bool(told["key"] == key and all((out / name).is_file() for name in told["files"]))
 
 
 def forget(out: Path) -> None:
@@ -54,4 +60,6 @@ def forget(out: Path) -> None:
 
 def remember(out: Path, key: str) -> None:
     """After one."""
-    (out / EVALUATED_FILE).write_text(json.dumps({"key": key}), encoding="utf-8")
+    folders = (path for name in _FOLDERS for path in (out / name).rglob("*") if path.is_file())
+    files = sorted(str(path.relative_to(out)) for path in (*folders, *(out / name for name in _FILES)))
+    (out / EVALUATED_FILE).write_text(json.dumps({"key": key, "files": files}, indent=1), encoding="utf-8")

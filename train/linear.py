@@ -71,7 +71,9 @@ def fit_linear(
     best = begun
     if data.from_start and data.dev is not None:
         history.start_score = selection_score(member, encoders, data.dev, bias)
-    scarce = max(1.0, config.held * config.draws / len(drawn)) if data.from_start else 1.0
+    scarce = (
+        max(1.0, config.held / len(set(drawn.ids))) if data.from_start else 1.0
+    )  # of clips, however often they count
     for number, l2 in enumerate(config.l2 if data.dev is not None else config.l2[:1]):
         member.load_state_dict(begun)
         loss, iterations = problem.solve(l2 * scarce)

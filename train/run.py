@@ -16,7 +16,7 @@ from model.network.checkpoint import Checkpoint, save_checkpoint
 from model.network.member import Member
 from model.spec import EnsembleSpec, Lineage
 from train.acquaintance import Acquaintance, write_speakers
-from train.config import Recipe, plain_recipe
+from train.config import RECIPE_FILE, Recipe, plain_recipe
 from train.contamination import KEY, taught_test_corpora
 from train.cost import EVALUATION, FEATURES, META, Cost
 from train.cross_validation import NAME, Folds, cross_validate, told_of
@@ -37,9 +37,6 @@ from train.stored_stack import load_stacked, save_stacked, stack_key
 
 _NAMED: Final = 5
 """Missing members that a message names."""
-
-RECIPE_FILE: Final = "recipe.json"
-"""What a run's members were trained by, for those that begin with them."""
 
 _worker: tuple[TrainingSet, Place] | None = None
 """What a worker process trains on, and where; set once by its initialiser."""
@@ -97,7 +94,7 @@ def train_ensemble(recipe: Recipe, data: Path, cache: Path, out: Path, workers: 
     if prepared is None:
         return out / PAGE_FILE
     train_meta_classifiers(recipe, prepared, out)
-    if is_evaluated(out, prepared, evaluation_key(recipe, prepared, _stack_key(recipe, prepared))):
+    if is_evaluated(out, evaluation_key(recipe, prepared, _stack_key(recipe, prepared))):
         progress("evaluation", len(prepared.test), len(prepared.test))
         return out / PAGE_FILE
     return evaluate_run(recipe, prepared, cache, out, progress)
@@ -196,7 +193,6 @@ def evaluate_run(recipe: Recipe, prepared: Prepared, cache: Path, out: Path, pro
         raise RunError(
             f"{out / 'meta'} holds no meta-classifiers on these members: medusa-train meta --out {out} trains them"
         )
-    forget(out)
     page = finish_run(recipe, prepared, trained, cache, out, progress, folds=members)
     remember(out, evaluation_key(recipe, prepared, key))
     return page
@@ -224,6 +220,7 @@ def finish_run(
         descent: where it comes from, if it did not begin anew.
         folds: its members without each fold too, to judge the training speakers by; None for the test sets alone.
     """
+    forget(out)
     with Cost(out).timed(EVALUATION):
         results = _evaluate(recipe, prepared, trained, cache, out, progress, descent, folds)
     for member in trained.members:

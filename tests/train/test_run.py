@@ -365,6 +365,11 @@ def test_an_evaluation_of_another_program_or_a_killed_one_does_not_count(
     assert key != evaluation_key(run.recipe, prepared, "other")
     fewer = replace(prepared, test={name: test for name, test in prepared.test.items() if name != "ravdess"})
     assert key != evaluation_key(run.recipe, fewer, "stack")
+    clean = prepared.test["ravdess"]
+    louder = replace(
+        clean, frames={**clean.frames, "prosody": [rows + np.float16(1) for rows in clean.frames["prosody"]]}
+    )
+    assert key != evaluation_key(run.recipe, replace(prepared, test={**prepared.test, "ravdess": louder}), "stack")
     program = tmp_path / "train"
     program.mkdir()
     (program / "__init__.py").write_text("# another one")
@@ -372,10 +377,15 @@ def test_an_evaluation_of_another_program_or_a_killed_one_does_not_count(
     assert key != evaluation_key(run.recipe, prepared, "stack")
     out = Path(shutil.copytree(run.out, tmp_path / "out"))
     remember(out, key)
-    assert is_evaluated(out, prepared, key)
-    assert not is_evaluated(out, prepared, "other")
+    assert is_evaluated(out, key)
+    assert not is_evaluated(out, "other")
+    weights = out / "checkpoint" / "members" / "voice.safetensors"
+    weights.rename(out / "elsewhere")
+    assert not is_evaluated(out, key), "whatever is gone is made again"
+    (out / "elsewhere").rename(weights)
+    assert is_evaluated(out, key)
     forget(out)
-    assert not is_evaluated(out, prepared, key)
+    assert not is_evaluated(out, key)
 
 
 def test_the_checkpoint_becomes_a_bundle_that_scores_alike(run: Run, tmp_path: Path) -> None:

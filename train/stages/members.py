@@ -29,6 +29,7 @@ from train.losses import class_weights
 from train.pairing import Pairing, TextBank
 from train.pseudo_labels import Guessed
 from train.resume import ResumePoint
+from train.transfer.rehearsal import Rehearsal
 from train.transfer.start import Start
 from train.word_errors import Misheard
 
@@ -53,6 +54,7 @@ class TrainingSet:
         start: what members begin with; None for weights of their own. It stands in `content`.
         selects: the held-out speakers choose the epoch; else the last one is kept. It stands in `content` too.
         guessed: examples that train beside these, without labels; None for none. They stand in `content` too.
+        rehearsal: what is practised beside both in stage 1 and in fits; None for nothing. It stands in `content` too.
     """
 
     copies: tuple[Examples, ...]
@@ -65,6 +67,7 @@ class TrainingSet:
     start: Start | None = None
     selects: bool = True
     guessed: Guessed | None = None
+    rehearsal: Rehearsal | None = None
 
     @property
     def train(self) -> Examples:
@@ -139,15 +142,21 @@ def train_member(
         return member.eval()
     mine = np.flatnonzero(data.folds != job.fold)
     copies = tuple(copy.subset(mine) for copy in data.copies)
+    labelled = copies
     if data.guessed:
-        copies = data.guessed.beside(copies, job.fold)
+        copies = data.guessed.beside(labelled, job.fold, _compared(data, labelled[0], job, "stage1"))
     if data.start is None:
         set_statistics(member, concatenate(copies))
     else:
         data.start.begin(member)
     stages = (
-        ("stage1", recipe.stage1, _all_examples(recipe, data, copies), class_weights(aimed(recipe, copies[0]).targets)),
-        ("stage2", recipe.stage2, _balanced(recipe, data, copies), torch.ones(len(CLASSES))),
+        (
+            "stage1",
+            recipe.stage1,
+            _all_examples(recipe, data, copies, job),
+            class_weights(aimed(recipe, copies[0]).targets),
+        ),
+        ("stage2", recipe.stage2, _balanced(recipe, data, labelled), torch.ones(len(CLASSES))),
     )
     for number, (stage, config, source, weights) in enumerate(stages):
         if stage not in _stages(recipe, job):
@@ -165,7 +174,7 @@ def train_member(
         auxiliary = data.start.auxiliary(member, seed, steps) if data.start and data.start.auxiliary else None
         started = data.start is not None
         dev = data.dev if data.selects else None
-        compared = occurring(copies[0].targets) if started else data.trained_classes
+        compared = _compared(data, labelled[0], job, stage)
         epochs = StageData(source, dev, weights, data.trained_classes, terms, contrast, auxiliary, started, compared)
         point = None if auxiliary else resume  # a point holds nothing of what an auxiliary loss has learned and drawn
         execution = Execution(place.device, recipe.compute.compile, point, partial(on_epoch, stage), place.ranks)
@@ -181,6 +190,15 @@ def train_member(
             resume.remove()
         place.ranks.wait()
     return member.eval()
+
+
+def _compared(data: TrainingSet, labelled: Examples, job: Job, stage: str) -> tuple[str, ...]:
+    """Classes that the loss compares: where a member does not begin anew, one that nothing is said for keeps its logit."""
+    if data.start is None or (data.rehearsal and stage == "stage1"):
+        return data.trained_classes
+    guessed = data.guessed.classes(job.fold) if data.guessed and stage == "stage1" else ()
+    occur = {*occurring(labelled.targets), *(CLASSES[index] for index in guessed if index >= 0)}
+    return tuple(name for name in CLASSES if name in occur)
 
 
 def fresh_member(job: Job, encoders: Mapping[str, EncoderSpec]) -> Member:
@@ -288,8 +306,12 @@ def aimed(recipe: Recipe, examples: Examples) -> Examples:
     return one_hot(examples) if recipe.objective.targets == "one-hot" else examples
 
 
-def _all_examples(recipe: Recipe, data: TrainingSet, copies: Sequence[Examples]) -> EpochSource:
-    return lambda rng: draw_training(recipe, data, copies, rng)
+def _all_examples(recipe: Recipe, data: TrainingSet, copies: Sequence[Examples], job: Job) -> EpochSource:
+    def draw(rng: np.random.Generator) -> Examples:
+        learned = draw_training(recipe, data, copies, rng)
+        return data.rehearsal.beside(learned, job.member, rng) if data.rehearsal else learned
+
+    return draw
 
 
 def _balanced(recipe: Recipe, data: TrainingSet, copies: Sequence[Examples]) -> EpochSource:

@@ -38,7 +38,7 @@ from train.stages.members import ALL_SPEAKERS, Job, occurring
 from train.stages.meta import meta_posterior
 from train.stored_stack import save_stacked
 from train.transfer import alignment
-from train.transfer.finetune import started_content, untouched
+from train.transfer.finetune import start_of, started_content, untouched
 from train.transfer.jobs import train_jobs
 from train.transfer.joining import joined, soft_vote
 from train.transfer.normalise import normalised, reference_of
@@ -219,7 +219,7 @@ def _self_trained(
     progress: Progress,
 ) -> tuple[Member, ...]:
     """Members that begin with `weights` and learn from guesses alone; nothing selects, for no label of the target could."""
-    recipe, start = heard.recipe, Start(weights)
+    recipe, start = heard.recipe, start_of(weights, target.transfer)
     source = heard.prepared.training
     training = replace(
         source,

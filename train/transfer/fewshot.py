@@ -26,7 +26,7 @@ from train.reference import Guesses, Reference, reference_of
 from train.stages.members import ALL_SPEAKERS, Job, TrainingSet
 from train.transfer.budgets import Budget, Unit
 from train.transfer.fewshot_report import BEGUN, FINETUNED, SCRATCH, write_fewshot
-from train.transfer.finetune import Begun, begin, heard_by_source
+from train.transfer.finetune import Begun, begin, heard_by_source, taught_by
 from train.transfer.jobs import train_jobs
 from train.transfer.self_training import Unspoken, self_trained
 from train.transfer.source import UNTOUCHED, Source, soft_vote_guesses, with_weights
@@ -108,6 +108,7 @@ def fewshot(source: Source, target: Target, plan: Plan, data: Path, cache: Path,
     test = prepared.test[name]
     reference = reference_of(test, prepared.votes[name], prepared.genders[name])
     begun = begin(source, target, data, cache, _silent).prepared
+    taught = taught_by(source, target, data, cache, _silent)
     started = _voting(source, target, begun)
     levels = Levels(source.guesses(test), started(begun.test[name]))
     ways = {
@@ -123,7 +124,7 @@ def fewshot(source: Source, target: Target, plan: Plan, data: Path, cache: Path,
     spent = []
     for done, budget in enumerate(budgets):
         progress("budgets", done, len(budgets))
-        spent.append(_spend(budget, source, target, data, cache, out))
+        spent.append(_spend(budget, source, target, taught, data, cache, out))
     progress("budgets", len(budgets), len(budgets))
     compared = compare_budgets(reference, levels, spent, plan.shares)
     compared[UNTOUCHED][KEY] = contaminating(target.recipe, name, _read_by(source.checkpoint.spec.members))
@@ -145,6 +146,7 @@ def fewshot(source: Source, target: Target, plan: Plan, data: Path, cache: Path,
             "clips": int((reference.truth >= 0).sum()),
             "speakers": len(set(reference.speakers)),
             "reference": reference.kind,
+            "rehearsal": target.transfer.rehearsal,
             "self_training": config.model_dump() if (config := target.transfer.self_training) else None,
             "classes": list(source.classes),
             KEY: contaminating(target.recipe, name, _read_by(source.recipe.member_specs())),
@@ -166,9 +168,11 @@ def _voting(source: Source, target: Target, begun: Prepared) -> Callable[[Exampl
     return lambda examples: soft_vote_guesses(members, target.recipe.encoder_specs(), examples, source.classes)
 
 
-def _spend(budget: Budget, source: Source, target: Target, data: Path, cache: Path, out: Path) -> Spent:
+def _spend(
+    budget: Budget, source: Source, target: Target, taught: TrainingSet | None, data: Path, cache: Path, out: Path
+) -> Spent:
     folder, name = out / "members" / budget.name, target.recipe.data.corpus
-    found = begin(source, target, data, cache, _silent, budget.narrow)
+    found = begin(source, target, data, cache, _silent, budget.narrow, taught)
     begun, unbought = found.prepared, _unbought(found, budget, target)
     training, encoders = _selecting(begun.training), target.recipe.encoder_specs()
     tuned = _trained(target.recipe, training, unbought, folder / "finetuned")

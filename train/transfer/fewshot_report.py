@@ -149,6 +149,8 @@ def _notes(results: Mapping[str, Any]) -> Iterator[str]:
         "Members are joined by a soft vote. The untouched source is the whole ensemble as it is served; what budgets begin "
         "with is its chosen members, normalised on audio without labels unless the target file forbids it, before any epoch."
     )
+    if clips := results.get("rehearsal"):
+        yield f"Fine-tuned members practised {clips} clips of the source in each epoch, with their labels, beside the target's."
     if config := results.get("self_training"):
         yield (
             "Members, from scratch too, were trained on guesses of their own about the audio that a budget has not bought: "

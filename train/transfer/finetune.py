@@ -1,21 +1,25 @@
 """Fine-tuning: the members of a finished run, trained further on a corpus of one's own, and joined and calibrated anew."""
 
 import hashlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 from safetensors.torch import save as serialised
+from torch import Tensor
 
 from model.adaptation import Adaptation
 from model.network.member import Member
-from model.spec import Lineage
+from model.spec import Lineage, MemberSpec
 from train.acquaintance import Acquaintance, assert_unheard, of_corpus
 from train.config import Recipe
 from train.corpora import read_corpus
 from train.cost import FEATURES, META, Cost
+from train.dataset import TEXT, Examples
 from train.errors import LeakageError, RunError
 from train.features import Progress
 from train.manifest import Split
@@ -23,11 +27,12 @@ from train.prepare import Prepared, View, prepare
 from train.reference import Guesses
 from train.run import Descent, finish_run, jobs_of, train_meta_classifiers
 from train.stacking import Stacked
-from train.stages.members import ALL_SPEAKERS, Job, occurring
+from train.stages.members import ALL_SPEAKERS, Job, TrainingSet, draw_training, occurring
 from train.stored_stack import save_stacked
 from train.transfer.jobs import train_jobs
 from train.transfer.joining import joined, soft_vote
 from train.transfer.normalise import normalised, reference_of
+from train.transfer.rehearsal import Rehearsal, moves_between
 from train.transfer.self_training import Unspoken, self_trained, told_of
 from train.transfer.source import UNTOUCHED, Source
 from train.transfer.start import CHOSEN, Anchor, Start
@@ -56,7 +61,7 @@ def finetune(source: Source, target: Target, data: Path, cache: Path, out: Path,
     cost, recipe = Cost(out), target.recipe
     known = source.acquaintances((source.recipe.data.corpus,), data)
     with cost.timed(FEATURES):
-        begun = begin(source, target, data, cache, progress)
+        begun = begin(source, target, data, cache, progress, taught=taught_by(source, target, data, cache, progress))
         as_source = heard_by_source(source, target, data, cache, progress)
     against = why_not_refit(source, target, begun.prepared)
     refit = not against
@@ -92,16 +97,20 @@ class Begun:
         prepared: the target's labelled clips; its training set knows what members begin with.
         audio: of all but the test speakers, as it was recorded; None where nothing is learned from it.
         labelled: ids of clips that somebody has labelled.
+        unsure: ids of clips whose speaker may be anybody's.
     """
 
     prepared: Prepared
     audio: Unlabelled | None
     labelled: frozenset[str]
+    unsure: frozenset[str]
 
     def without_labels(
         self, config: TransferConfig, ids: Collection[str] | None = None, speakers: Collection[str] = ()
     ) -> Unspoken | None:
         """What members may guess about; None where they are not to, or everything is labelled.
+
+        Nothing of speakers that select, unless these are those that train.
 
         Args:
             config: says whether they are.
@@ -110,7 +119,10 @@ class Begun:
         """
         if config.self_training is None or self.audio is None:
             return None
-        audio = self.audio.without(self.labelled if ids is None else ids, speakers)
+        training = self.prepared.training
+        selecting = set() if set(training.dev.ids) & set(training.train.ids) else set(training.dev.speakers)
+        taken = self.unsure | set(self.labelled if ids is None else ids)
+        audio = self.audio.without(taken, {*speakers, *selecting})
         return Unspoken(audio, self.prepared.adaptation, config.self_training) if len(audio) else None
 
 
@@ -121,6 +133,7 @@ def begin(
     cache: Path,
     progress: Progress,
     narrow: Callable[[Split], Split] = lambda split: split,
+    taught: TrainingSet | None = None,
 ) -> Begun:
     """Prepares the target's classes that the source knows.
 
@@ -131,6 +144,7 @@ def begin(
         cache: folder of the feature cache.
         progress: told what is done.
         narrow: takes further clips out of the split.
+        taught: what the source was trained on, where that is rehearsed.
 
     Raises:
         CorpusError: if the corpus is missing or incomplete.
@@ -139,10 +153,10 @@ def begin(
     """
     own, config, recipe = source.checkpoint.adaptation, target.transfer, target.recipe
     weights = {member.spec.name: member.state_dict() for member in source.members}
-    audio, labelled = None, frozenset[str]()
+    audio, labelled, unsure = None, frozenset[str](), frozenset[str]()
     if config.statistics == "target" or config.self_training:
         audio, division = target_audio(recipe, data, cache, progress)
-        labelled = division.labelled
+        labelled, unsure = division.labelled, division.unsure
     if config.statistics == "target" and audio:
         own = reference_of(audio, own) if own else None
         heard, encoders = audio.heard(own, np.random.default_rng(recipe.seed)), recipe.encoder_specs()
@@ -151,18 +165,54 @@ def begin(
     known = view.narrow
     view = replace(view, narrow=lambda split: narrow(known(split)))
     prepared = prepare(recipe, data, cache, progress, view=view)
+    start = start_of(weights, config)
+    content, rehearsal = prepared.training.content, None
+    if taught is not None:
+        moves = {m.spec.name: moves_between(m.state_dict(), weights[m.spec.name]) for m in source.members}
+        rehearsal = Rehearsal(partial(practise, source.recipe, taught), len(taught.train), config.rehearsal, moves)
+        content = f"{content} rehearsal of {config.rehearsal}: {taught.content}"
+    training = replace(
+        prepared.training, start=start, rehearsal=rehearsal, content=started_content(content, start, config)
+    )
+    return Begun(replace(prepared, training=training), audio, labelled, unsure)
+
+
+def taught_by(source: Source, target: Target, data: Path, cache: Path, progress: Progress) -> TrainingSet | None:
+    """What the source was trained on, as it heard it; None where nothing is to be rehearsed.
+
+    Raises:
+        CorpusError: if the source's corpus is missing or incomplete.
+        RunError: if it has not the classes that the source was trained on.
+    """
+    if not target.transfer.rehearsal:
+        return None
+    view = View(adaptation=source.checkpoint.adaptation, classes=source.classes)
+    own = source.recipe.data.model_copy(update={"evaluate": (), "evaluate_options": {}})
+    recipe = source.recipe.model_copy(update={"data": own})
+    training = prepare(recipe, data, cache, progress, view=view).training
+    if lacking := sorted(set(source.classes) - set(occurring(training.train.targets))):
+        raise RunError(
+            f"{source.recipe.data.corpus} lacks {', '.join(lacking)}, which the source was trained on: rehearsal needs them"
+        )
+    return training
+
+
+def practise(
+    recipe: Recipe, taught: TrainingSet, member: MemberSpec, rows: npt.NDArray[np.int64], rng: np.random.Generator
+) -> Examples:
+    """Clips of the source as its own training drew them: any copy, any text."""
+    data = taught if TEXT in member.modalities else replace(taught, bank=None)
+    return draw_training(recipe, data, [copy.subset(rows) for copy in taught.copies], rng)
+
+
+def start_of(weights: Mapping[str, Mapping[str, Tensor]], config: TransferConfig) -> Start:
+    """What members begin with, and what holds them to it."""
     anchor = config.anchor
-    start = Start(
+    return Start(
         weights=weights,
         heads_only=config.train == "heads",
         auxiliary=(lambda member, seed, steps: Anchor(member, weights[member.spec.name], anchor)) if anchor else None,
     )
-    training = replace(
-        prepared.training,
-        start=start,
-        content=started_content(prepared.training.content, start, config),
-    )
-    return Begun(replace(prepared, training=training), audio, labelled)
 
 
 def untouched(source: Source, as_source: Prepared) -> dict[str, dict[str, Guesses]]:
@@ -241,7 +291,7 @@ def _known(split: Split, source: Source, recipe: Recipe) -> Split:
 
 def started_content(content: str, start: Start, config: TransferConfig) -> str:
     """The hash of the examples and of all that members begin with."""
-    digest = hashlib.sha256(f"{content} {config.model_dump_json(exclude={'self_training'})}".encode())
+    digest = hashlib.sha256(f"{content} {config.model_dump_json(exclude={'self_training', 'rehearsal'})}".encode())
     for name, weights in start.weights.items():
         digest.update(name.encode() + serialised({key: values.contiguous() for key, values in weights.items()}))
     return digest.hexdigest()

@@ -77,7 +77,8 @@ def told_of(audio: Unlabelled) -> str:
     """What a reader of the card must know."""
     return (
         f"Members were trained on guesses of their own about {len(audio)} clips of {len(set(audio.speakers))} speakers without "
-        "labels: what they took for another class before, they may now do with more certainty."
+        "labels: what they took for another class before, they may now take for it with more certainty, and confidence was not "
+        "fitted to it where no label of these recordings was there."
     )
 
 
@@ -98,11 +99,14 @@ def _standing(
 def _guessing(
     members: Mapping[str, Member], jobs: Sequence[Job], recipe: Recipe, training: TrainingSet, given: Unspoken
 ) -> TrainingSet:
-    digest = hashlib.sha256(f"{training.content} {given.config.model_dump_json()}".encode())
+    config = given.config.model_dump_json(exclude={"rounds"})  # more rounds go on where fewer have ended
+    digest = hashlib.sha256(f"{training.content} {config}".encode())
     by_fold = {}
     for fold in sorted({job.fold for job in jobs}):
         own = {name for name, number in zip(training.train.speakers, training.folds, strict=True) if number == fold}
         audio = given.audio.without(speakers=own)
+        if not len(audio):
+            continue
         heard = audio.heard(given.adaptation, np.random.default_rng(recipe.seed))
         voting = [members[job.name] for job in jobs if job.fold == fold]
         posterior = _soft_vote(voting, recipe.encoder_specs(), heard, training.trained_classes)

@@ -16,13 +16,12 @@ from model.network.member import Member, build_member
 from model.network.metaclassifier import MetaClassifier
 from model.spec import EncoderSpec, SpecError
 from train.acquaintance import SPEAKERS_FILE, Acquaintance, read_speakers
-from train.config import Recipe, load_recipe, mistakes_of
+from train.config import RECIPE_FILE, Recipe, load_recipe, mistakes_of
 from train.corpora import read_corpus
 from train.errors import RunError
 from train.loop import class_bias, predict
 from train.prepare import split_of
 from train.reference import Guesses
-from train.run import RECIPE_FILE
 from train.stacking import member_outputs
 from train.stages.members import round_to_half
 from train.stages.meta import meta_posterior

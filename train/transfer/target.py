@@ -28,10 +28,10 @@ class SelfTraining(BaseModel):
 
     rounds: int = Field(default=3, ge=1)
     """How often is guessed: every round trains all members anew."""
-    sharpness: float = Field(default=1.5, gt=0)
+    sharpness: float = Field(default=1.5, gt=0, le=100)
     """Power that guesses are raised to; 1 takes posteriors as they are."""
     label_weight: int = Field(default=8, ge=1)
-    """How often a labelled clip counts beside a guessed one."""
+    """How often a labelled clip counts beside a guessed one, as long as there are so many more of these."""
 
 
 class TransferConfig(BaseModel):
@@ -54,6 +54,8 @@ class TransferConfig(BaseModel):
     """Share of the speakers of a few-shot budget that select; of fewer than five, none does."""
     weight: float = Field(default=1.0, gt=0)
     """Of the distance that `adapt` adds to the loss."""
+    rehearsal: int = Field(default=0, ge=0)
+    """Clips of the source that `finetune` and `fewshot` practise in each epoch too; its corpus has to be under `--data`."""
     self_training: SelfTraining | None = None
     """Of `finetune` and `fewshot` beside the labels; `adapt --method self-train` needs no asking."""
 

@@ -83,11 +83,13 @@ class Divided:
         clips: of nobody who tests, labelled or not, whatever their class.
         tested: ids of the labelled clips that test; none where too few speakers are labelled to hold any out.
         labelled: ids of the clips that somebody has labelled, whatever they say.
+        unsure: ids of clips of unknown speakers in recordings that somebody has labelled: they may be anybody there.
     """
 
     clips: tuple[Clip, ...]
     tested: frozenset[str]
     labelled: frozenset[str]
+    unsure: frozenset[str]
 
 
 def divided(recipe: Recipe, data: Path) -> Divided:
@@ -120,7 +122,9 @@ def divided(recipe: Recipe, data: Path) -> Divided:
     if not clips:
         raise CorpusError(f"{config.corpus} has no clip beside its test speakers: nothing to adapt to")
     tested = frozenset(clip.id for clip in test.clips if clip.label is not None)
-    return Divided(clips, tested, frozenset(clip.id for clip in labelled.clips))
+    sessions = {clip.session for clip in labelled.clips if clip.session}
+    unsure = frozenset(clip.id for clip in clips if not clip.speaker_known and clip.session in sessions)
+    return Divided(clips, tested, frozenset(clip.id for clip in labelled.clips), unsure)
 
 
 def target_audio(recipe: Recipe, data: Path, cache: Path, progress: Progress) -> tuple[Unlabelled, Divided]:

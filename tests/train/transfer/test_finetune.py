@@ -23,10 +23,10 @@ from tests.train.transfer.conftest import SPEAKERS, TARGET, World, silent, with_
 from train.acquaintance import SPEAKERS_FILE, Acquaintance
 from train.calibration import fit_prior_ratio
 from train.cli import app
+from train.config import RECIPE_FILE
 from train.dataset import tensors
 from train.errors import LeakageError, RecipeError, RunError
 from train.prepare import View, prepare
-from train.run import RECIPE_FILE
 from train.transfer.adapt import adapt, adapted, hear
 from train.transfer.fewshot_report import FINETUNED, SCRATCH
 from train.transfer.finetune import begin, finetune

@@ -3,19 +3,21 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from model.labels import CLASSES
 from model.network.checkpoint import load_checkpoint
-from tests.train.transfer.conftest import LABELS, World, silent
+from tests.train.transfer.conftest import LABELS, SPEAKERS, World, silent, write_target
 from train.dataset import FUNCTIONALS
 from train.errors import RecipeError
 from train.features import Progress
 from train.loop import class_bias, predict
-from train.pseudo_labels import sharpened
+from train.pseudo_labels import Guessed, sharpened
 from train.stages.members import ALL_SPEAKERS, Job, TrainingSet, train_member
 from train.transfer.budgets import UNITS, Budget
 from train.transfer.fewshot import Plan, _unbought, fewshot
@@ -68,6 +70,53 @@ def test_what_nobody_has_labelled_is_guessed_and_nothing_else(world: World, part
     assert everything.without_labels(target.transfer) is None, "all of it is labelled, surprise too"
     _, unasked = begun(world, partly, tmp_path, "")
     assert unasked.without_labels(world.target("", tmp_path).transfer) is None
+
+
+def test_nothing_is_guessed_about_who_selects_or_may_be_anybody(world: World, tmp_path: Path) -> None:
+    """Every speaker has clips without a label here; those of one fold alone leave the other folds with none to guess about."""
+    data = Path(shutil.copytree(world.data, tmp_path / "data"))
+    half = {(speaker, label, 1): "" for speaker in SPEAKERS for label in LABELS}
+    write_target(data / "mine", half)
+    target, found = begun(world, data, tmp_path)
+    given, training = found.without_labels(target.transfer), found.prepared.training
+    assert given is not None
+    assert set(given.audio.speakers) == set(training.train.speakers)
+    assert not set(given.audio.speakers) & {*training.dev.speakers, *found.prepared.test["table"].speakers}
+    sure = replace(found, unsure=frozenset(given.audio.ids[:3])).without_labels(target.transfer)
+    assert sure is not None
+    assert len(sure.audio) == len(given.audio) - 3
+    first = {name for name, fold in zip(training.train.speakers, training.folds, strict=True) if fold == 0}
+    alone = Unspoken(
+        given.audio.without(speakers=set(given.audio.speakers) - first), given.adaptation, SelfTraining(rounds=1)
+    )
+    jobs = [Job(spec, fold) for spec in target.recipe.member_specs() for fold in (ALL_SPEAKERS, 0)]
+    trained = self_trained(jobs, target.recipe, training, alone, tmp_path / "rounds", silent)
+    assert trained.guessed is not None
+    assert trained.guessed.by_fold.keys() == {ALL_SPEAKERS}
+
+
+def test_a_class_that_no_guess_is_first_for_keeps_its_logit(world: World, partly: Path, tmp_path: Path) -> None:
+    target, found = begun(world, partly, tmp_path)
+    training = found.prepared.training
+    rows, sad = np.flatnonzero(training.train.dominant != CLASSES.index("sad")), CLASSES.index("sad")
+    copies = tuple(copy.subset(rows) for copy in training.copies)
+    weights = {}
+    job = Job(target.recipe.member_specs()[0], ALL_SPEAKERS)
+    for name in ("angry", "sad"):
+        targets = np.full((4, len(CLASSES)), 0.02, np.float32)
+        targets[:, CLASSES.index(name)] = 1.0 - 0.02 * (len(CLASSES) - 1)
+        guessed = replace(copies[0].subset([0, 1, 2, 3]), targets=targets)
+        given = replace(
+            training,
+            copies=copies,
+            folds=training.folds[rows],
+            selects=False,
+            guessed=Guessed({ALL_SPEAKERS: (guessed,)}, 1),
+            content=name,
+        )
+        weights[name] = train_member(job, target.recipe, given, tmp_path / name).state_dict()["classifier.bias"][sad]
+    was = world.source().members[0].state_dict()["classifier.bias"][sad]
+    assert abs(float(weights["angry"] - was)) < 2e-4 < abs(float(weights["sad"] - was))
 
 
 def test_every_fold_is_guessed_by_members_that_have_not_heard_it(world: World, partly: Path, tmp_path: Path) -> None:
@@ -159,8 +208,8 @@ def test_a_budget_guesses_about_what_it_has_not_bought(world: World, tmp_path: P
         assert bool(set(bought.speakers) & set(left.audio.speakers)) == (unit == "clips")
         assert not set(left.audio.speakers) & set(found.prepared.test["table"].speakers)
         assert found.audio is not None
-        kept = set(left.audio.speakers) | set(bought.speakers)
-        assert kept == set(found.audio.speakers)
+        kept, selecting = set(left.audio.speakers) | set(bought.speakers), set(found.prepared.training.dev.speakers)
+        assert kept == set(found.audio.speakers) - (selecting - set(bought.speakers))
 
 
 def test_the_curve_says_that_members_learned_from_guesses(world: World, tmp_path: Path) -> None:
