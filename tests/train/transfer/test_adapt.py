@@ -51,7 +51,8 @@ def test_adapting_never_reads_a_label_of_the_target(world: World, tmp_path: Path
     assert wronged.ensemble.temperature == found.ensemble.temperature
     moved = {name.split(".")[0] for name, values in after.items() if not torch.equal(values, before[name])}
     if method in ("normalise", "self-train"):
-        assert (moved == {"stacks"}) == (method == "normalise")
+        assert "stacks" in moved
+        assert method == "self-train" or moved == {"stacks"}
         assert source.checkpoint.adaptation is not None
         assert found.adaptation is not None
         assert wronged.adaptation is not None
