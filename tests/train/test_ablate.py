@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from model.labels import CLASSES
 from tests.model.tiny import write_tiny_text_encoder
 from tests.train.synthetic import RECIPES
-from tests.train.test_run import Progress, Run, tiny_recipe, write_corpora
+from tests.train.tiny_run import Progress, Run, tiny_recipe, write_corpora
 from train.ablate import ablate
 from train.ablation_tables import FULL, MAJORITY, SINGLE, SOFT, SOUP, ensembles_table, members_table
 from train.ablations import ABLATIONS

@@ -17,7 +17,7 @@ from model.spec import MemberSpec
 from tests.model.tiny import write_tiny_text_encoder
 from tests.train.synthetic import RECIPES, make_recipe
 from tests.train.test_ablate import SETS, reference_with
-from tests.train.test_run import Run, tiny_recipe, write_corpora
+from tests.train.tiny_run import Run, tiny_recipe, write_corpora
 from train.ablate_parts import SEEDS as SEEDS_UNASKED
 from train.ablate_parts import ablate_parts, part_jobs, parts_table
 from train.cli import app

@@ -1,113 +1,35 @@
-"""The whole run on a corpus of a dozen made-up speakers, through the real audio encoders and a tiny text encoder."""
+"""What a whole run on a corpus of a dozen made-up speakers leaves behind."""
 
 import csv
 import json
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner, Result
 
 from export.bundle import write_bundle
 from model.labels import CLASSES
 from model.network.checkpoint import load_checkpoint
 from model.runtime import load_runtime
-from tests.fakes import voice
-from tests.model.tiny import TEXT_DIM, write_tiny_text_encoder
-from tests.train.synthetic import RECIPES, write_actors, write_goemotions, write_votes, write_wav
+from tests.train.tiny_run import SPEAKERS, TRAINED, Run
 from train.calibration import correct_prior
-from train.cli import app
-from train.config import ComputeConfig, Recipe, load_recipe
+from train.config import ComputeConfig, Recipe
 from train.cost import EVALUATION, FEATURES, META, STAGE_1, STAGE_2
 from train.cross_validation import NAME
 from train.dataset import tensors
-from train.errors import CorpusError, RecipeError, RunError
-from train.evaluated import evaluation_key, forget, is_evaluated, remember
+from train.errors import CorpusError, RecipeError
 from train.history import META as META_CURVES
 from train.prepare import prepare
 from train.report import render
 from train.results import ADAPTED_PROBE, SOUP
-from train.run import evaluate_run, train_ensemble, train_meta_classifiers
+from train.run import train_ensemble
 
 ROOT = Path(__file__).parents[2]
-SPEAKERS = range(1001, 1013)
-VOTES = {"ANG": (8, 0, 0, 0, 1, 0), "NEU": (0, 0, 0, 0, 10, 0), "SAD": (0, 1, 0, 0, 4, 4)}  # sad voices: no consensus
-TRAINED = ("angry", "sad", "disgust", "neutral")
-Progress = list[tuple[str, int, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A finished run; read it, never change it."""
-
-    recipe: Recipe
-    data: Path
-    cache: Path
-    out: Path
-
-    def again(self, out: Path) -> Progress:
-        calls: Progress = []
-        train_ensemble(self.recipe, self.data, self.cache, out, 1, lambda *call: calls.append(call))
-        return calls
-
-
-def write_corpora(data: Path) -> None:
-    cremad, ravdess = data / "cremad", data / "ravdess"
-    write_votes(cremad, {f"{speaker}_DFA_{code}_XX": votes for speaker in SPEAKERS for code, votes in VOTES.items()})
-    write_actors(cremad, {str(speaker): "Male" if speaker % 2 else "Female" for speaker in SPEAKERS})
-    for speaker, (index, code) in product(SPEAKERS, enumerate(VOTES)):
-        pitch = 90.0 + 8.0 * (speaker - 1001) + 60.0 * index
-        write_wav(cremad / f"{speaker}_DFA_{code}_XX.wav", voice(0.45 + 0.05 * index, pitch))
-    (cremad / "1001_DFA_NEU_XX.wav").unlink()
-    ravdess.mkdir()
-    for code, actor in product(("04", "05", "08"), ("01", "02")):  # 08 is surprise, which no clip above has
-        write_wav(ravdess / f"03-01-{code}-01-01-01-{actor}.wav", voice(0.5, 80.0 + 40.0 * int(code) + int(actor)))
-    labels = ("anger", "sadness", "disgust", "neutral", "joy")
-    write_goemotions(data / "text" / "goemotions", [(f"i am {name} no {n}", name) for name in labels for n in range(2)])
-
-
-def tiny_recipe(text_encoder: Path) -> Recipe:
-    shipped = load_recipe(RECIPES / "default.toml").model_dump(exclude_unset=True)
-    encoders = {name: shipped["encoders"][name] for name in ("whisper", "prosody", "functionals")}
-    text = {"kind": "text-transformer", "dim": TEXT_DIM, "stack": 1, "sources": [f"path:{text_encoder}"]}
-    text["supervised_on"] = ["ravdess", "iemocap"]  # the first of which evaluates
-    stage = {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3}
-    return Recipe.model_validate(
-        shipped
-        | {
-            "name": "tiny",
-            "fallbacks": [["voice"]],
-            "data": shipped["data"] | {"dev_fraction": 0.2, "test_fraction": 0.25, "degraded_copies": 1},
-            "text": shipped["text"] | {"sentences_per_class": 2},
-            "encoders": encoders | {"text": text},
-            "member_defaults": {"dim": 8, "heads": 2, "layers": 1, "feed_forward": 8, "dropout": 0.1},
-            "members": [
-                {"name": "voice", "modalities": ["functionals"], "seed": 1},
-                {"name": "words", "modalities": ["whisper", "text"], "seed": 2},
-            ],
-            "stage1": stage,
-            "stage2": stage,
-            "meta": {"folds": 2, "epochs": 2, "seeds": [1, 2], "draws": 2},
-        }
-    )
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("run")
-    write_corpora(folder / "data")
-    write_tiny_text_encoder(folder / "text")
-    finished = Run(tiny_recipe(folder / "text"), folder / "data", folder / "cache", folder / "out")
-    calls = finished.again(finished.out)
-    assert ("members, stages 1 and 2", 6, 6) in calls  # two members, on all speakers and without either fold
-    return finished
 
 
 def test_a_run_leaves_a_checkpoint_that_says_how_it_came_about(run: Run) -> None:
@@ -306,88 +228,6 @@ def test_degraded_copies_keep_the_words_of_their_recording(run: Run) -> None:
     assert training.dev.ids[: len(training.dev) // 2] == training.dev.ids[len(training.dev) // 2 :]
 
 
-def test_a_killed_run_continues_where_it_stopped(run: Run, tmp_path: Path) -> None:
-    """One stage of one member is done again; all else is read, and the results are the same."""
-    killed = Path(shutil.copytree(run.out, tmp_path / "out"))
-    for path in killed.glob("members/words-without-fold-1.stage2.*"):
-        path.unlink()
-    shutil.rmtree(killed / "checkpoint")
-    before = {path: path.stat().st_mtime_ns for path in (*killed.rglob("members/*"), *run.cache.rglob("*.safetensors"))}
-    calls = run.again(killed)
-    assert {what for what, _, _ in calls} == {
-        "members, stages 1 and 2",
-        "evaluation",
-        "cross-validation",
-    }  # no features
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert {path.name for path in (killed / "members").iterdir() if path not in before} == {
-        "words-without-fold-1.stage2.json",
-        "words-without-fold-1.stage2.safetensors",
-    }
-    for name in ("report.json", "checkpoint/meta.safetensors", "checkpoint/members/words.safetensors"):
-        assert (killed / name).read_bytes() == (run.out / name).read_bytes()
-
-
-def test_a_second_run_does_nothing_but_what_has_changed(run: Run, tmp_path: Path) -> None:
-    """The evaluation is read too, unless a file of it is gone or the recipe is another; `evaluate` makes it anew."""
-    out = Path(shutil.copytree(run.out, tmp_path / "out"))
-
-    def times() -> dict[str, int]:
-        kept = (path for path in out.rglob("*") if path.is_file() and path.name != "cost.json")
-        return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in kept}
-
-    before = times()
-    calls = run.again(out)
-    assert times() == before
-    assert ("evaluation", 3, 3) in calls, "the bar is full"
-    assert "cross-validation" not in {what for what, _, _ in calls}
-    (out / "predictions" / "ravdess.csv").unlink()
-    assert "cross-validation" in {what for what, _, _ in run.again(out)}
-    assert times().keys() == before.keys()
-    again = times()
-    renamed = replace(run, recipe=run.recipe.model_copy(update={"notes": ("told otherwise",)}))
-    renamed.again(out)
-    assert "told otherwise" in (out / "MODEL_CARD.md").read_text(encoding="utf-8")
-    changed = {name for name, when in times().items() if when != again[name]}
-    assert {"report.json", "evaluated.json"} <= changed
-    assert not any(name.startswith(("members/", "meta/")) for name in changed)
-    prepared = prepare(run.recipe, run.data, run.cache, lambda *call: None)
-    evaluate_run(run.recipe, prepared, run.cache, out, lambda *call: None)
-    assert times()["report.json"] > again["report.json"]
-
-
-def test_an_evaluation_of_another_program_or_a_killed_one_does_not_count(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prepared = prepare(run.recipe, run.data, run.cache, lambda *call: None)
-    key = evaluation_key(run.recipe, prepared, "stack")
-    assert key == evaluation_key(run.recipe, prepared, "stack")
-    assert key != evaluation_key(run.recipe, prepared, "other")
-    fewer = replace(prepared, test={name: test for name, test in prepared.test.items() if name != "ravdess"})
-    assert key != evaluation_key(run.recipe, fewer, "stack")
-    clean = prepared.test["ravdess"]
-    louder = replace(
-        clean, frames={**clean.frames, "prosody": [rows + np.float16(1) for rows in clean.frames["prosody"]]}
-    )
-    assert key != evaluation_key(run.recipe, replace(prepared, test={**prepared.test, "ravdess": louder}), "stack")
-    program = tmp_path / "train"
-    program.mkdir()
-    (program / "__init__.py").write_text("# another one")
-    monkeypatch.setattr("train.__file__", str(program / "__init__.py"))
-    assert key != evaluation_key(run.recipe, prepared, "stack")
-    out = Path(shutil.copytree(run.out, tmp_path / "out"))
-    remember(out, key)
-    assert is_evaluated(out, key)
-    assert not is_evaluated(out, "other")
-    weights = out / "checkpoint" / "members" / "voice.safetensors"
-    weights.rename(out / "elsewhere")
-    assert not is_evaluated(out, key), "whatever is gone is made again"
-    (out / "elsewhere").rename(weights)
-    assert is_evaluated(out, key)
-    forget(out)
-    assert not is_evaluated(out, key)
-
-
 def test_the_checkpoint_becomes_a_bundle_that_scores_alike(run: Run, tmp_path: Path) -> None:
     write_bundle(run.out / "checkpoint", tmp_path / "bundle")
     runtime = load_runtime(tmp_path / "bundle", threads=1)
@@ -407,81 +247,3 @@ def test_a_corpus_that_is_missing_stops_the_run_before_anything_is_written(run: 
     with pytest.raises(CorpusError, match="cremad"):
         train_ensemble(run.recipe, tmp_path, tmp_path / "cache", tmp_path / "out", 1, lambda *call: None)
     assert list(tmp_path.iterdir()) == []
-
-
-# Stage by stage.
-
-
-def write_recipe(path: Path, recipe: Recipe) -> None:
-    """A recipe as TOML, also with what no dump holds."""
-    whole = recipe.model_dump(mode="json", exclude_none=True)
-    for name, encoder in recipe.encoders.items():
-        whole["encoders"][name] |= {"licence": encoder.licence, "supervised_on": list(encoder.supervised_on)}
-    path.write_text("".join(f"{name} = {toml(value)}\n" for name, value in whole.items()), encoding="utf-8")
-    assert load_recipe(path) == recipe
-
-
-def toml(value: object) -> str:
-    """A value on one line."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(name)} = {toml(inner)}" for name, inner in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(toml, value)) + "]"
-    return json.dumps(value)
-
-
-def test_stage_by_stage_ends_in_what_one_run_makes(run: Run, tmp_path: Path) -> None:
-    """To the byte, with a cache of its own; a stage says what it lacks, and one that is done is not done again."""
-    write_recipe(tmp_path / "recipe.toml", run.recipe)
-    given = ["--config", tmp_path / "recipe.toml", "--data", run.data, "--cache", tmp_path / "cache"]
-    out = tmp_path / "out"
-
-    def invoke(command: str, *more: str | Path) -> Result:
-        return CliRunner(env={"COLUMNS": "200"}).invoke(app, [command, *map(str, (*given, *more))])
-
-    assert invoke("features").exit_code == 0
-    for command, lacking, maker in (
-        ("meta", "lacks 6 of 6 members", "members"),
-        ("evaluate", "lacks 6 of 6", "members"),
-    ):
-        refused = invoke(command, "--out", out)
-        assert refused.exit_code == 2
-        assert lacking in refused.stderr
-        assert f"medusa-train {maker} --out {out}" in refused.stderr
-    assert invoke("members", "--out", out, "--workers", "1").exit_code == 0
-    refused = invoke("evaluate", "--out", out)
-    assert (refused.exit_code, f"medusa-train meta --out {out}" in refused.stderr) == (2, True)
-    for command in ("meta", "evaluate"):
-        done = invoke(command, "--out", out)
-        assert done.exit_code == 0, done.output
-    for part in ("checkpoint", "members", "meta", "predictions"):
-        expected = sorted(path.relative_to(run.out) for path in (run.out / part).rglob("*") if path.is_file())
-        assert expected == sorted(path.relative_to(out) for path in (out / part).rglob("*") if path.is_file())
-        for path in expected:
-            assert (out / path).read_bytes() == (run.out / path).read_bytes(), path
-    assert (out / "report.json").read_bytes() == (run.out / "report.json").read_bytes()
-    before = {path: path.stat().st_mtime_ns for name in ("members", "meta") for path in (out / name).iterdir()}
-    assert invoke("members", "--out", out, "--workers", "1").exit_code == invoke("meta", "--out", out).exit_code == 0
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-
-
-def test_meta_classifiers_of_other_members_do_not_count(run: Run, tmp_path: Path) -> None:
-    """A changed recipe is told from one whose stages are done; every figure that was kept comes back."""
-    killed = Path(shutil.copytree(run.out, tmp_path / "out"))
-    prepared = prepare(run.recipe, run.data, run.cache, lambda *call: None)
-    first = train_meta_classifiers(run.recipe, prepared, killed)
-    (killed / "meta" / "stacked.safetensors").unlink()
-    again = train_meta_classifiers(run.recipe, prepared, killed)
-    for name in ("temperature", "abstain_below", "ingredients", "trained_attributes", "histories"):
-        assert getattr(first, name) == getattr(again, name)
-    np.testing.assert_array_equal(first.prior_ratio, again.prior_ratio)
-    for one, other in zip((*first.runs, first.soup), (*again.runs, again.soup), strict=True):
-        assert torch.equal(one.linear.weight, other.linear.weight)
-        assert torch.equal(one.linear.bias, other.linear.bias)
-    meta = run.recipe.meta.model_copy(update={"epochs": 3})
-    longer = run.recipe.model_copy(update={"meta": meta})
-    with pytest.raises(RunError, match="holds no meta-classifiers on these members"):
-        evaluate_run(longer, prepared, run.cache, killed, lambda *call: None)
-    assert len(train_meta_classifiers(longer, prepared, killed).histories[0].rows) == 3
-    with pytest.raises(RunError, match=r"lacks 6 of 6 members .*voice, voice-without-fold-0, .*, \.\.\.\)"):
-        train_meta_classifiers(run.recipe.model_copy(update={"seed": 99}), prepared, killed)

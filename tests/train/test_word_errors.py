@@ -6,7 +6,7 @@ import pytest
 
 from tests.model.tiny import write_tiny_text_encoder
 from tests.train.synthetic import ENCODERS, TRAINED, make_examples, make_recipe, make_training_set
-from tests.train.test_run import tiny_recipe, write_corpora
+from tests.train.tiny_run import tiny_recipe, write_corpora
 from train.augment_config import WordErrorsConfig
 from train.dataset import TEXT, HalfFrames
 from train.prepare import prepare

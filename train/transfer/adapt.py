@@ -38,7 +38,8 @@ from train.stages.members import ALL_SPEAKERS, Job, occurring
 from train.stages.meta import meta_posterior
 from train.stored_stack import save_stacked
 from train.transfer import alignment
-from train.transfer.finetune import start_of, started_content, untouched
+from train.transfer.begin import start_of, started_content
+from train.transfer.finetune import untouched
 from train.transfer.jobs import train_jobs
 from train.transfer.joining import joined, soft_vote
 from train.transfer.normalise import normalised, reference_of

@@ -24,9 +24,9 @@ from train.metrics import Estimate, speaker_bootstrap, unweighted_average_recall
 from train.prepare import Prepared, View, prepare
 from train.reference import Guesses, Reference, reference_of
 from train.stages.members import ALL_SPEAKERS, Job, TrainingSet
+from train.transfer.begin import Begun, begin, heard_by_source, taught_by
 from train.transfer.budgets import Budget, Unit
 from train.transfer.fewshot_report import BEGUN, FINETUNED, SCRATCH, write_fewshot
-from train.transfer.finetune import Begun, begin, heard_by_source, taught_by
 from train.transfer.jobs import train_jobs
 from train.transfer.self_training import Unspoken, self_trained
 from train.transfer.source import UNTOUCHED, Source, soft_vote_guesses, with_weights

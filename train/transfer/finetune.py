@@ -1,43 +1,29 @@
 """Fine-tuning: the members of a finished run, trained further on a corpus of one's own, and joined and calibrated anew."""
 
-import hashlib
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-import numpy.typing as npt
-from safetensors.torch import save as serialised
-from torch import Tensor
-
-from model.adaptation import Adaptation
 from model.network.member import Member
-from model.spec import Lineage, MemberSpec
-from train.acquaintance import Acquaintance, assert_unheard, of_corpus
+from model.spec import Lineage
+from train.acquaintance import Acquaintance
 from train.config import Recipe
-from train.corpora import read_corpus
 from train.cost import FEATURES, META, Cost
-from train.dataset import TEXT, Examples
-from train.errors import LeakageError, RunError
 from train.features import Progress
-from train.manifest import Split
-from train.prepare import Prepared, View, prepare
+from train.prepare import Prepared
 from train.reference import Guesses
 from train.run import Descent, finish_run, jobs_of, train_meta_classifiers
 from train.stacking import Stacked
-from train.stages.members import ALL_SPEAKERS, Job, TrainingSet, draw_training, occurring
+from train.stages.members import ALL_SPEAKERS, Job, occurring
 from train.stored_stack import save_stacked
+from train.transfer.begin import begin, heard_by_source, taught_by
 from train.transfer.jobs import train_jobs
 from train.transfer.joining import joined, soft_vote
-from train.transfer.normalise import normalised, reference_of
-from train.transfer.rehearsal import Rehearsal, moves_between
-from train.transfer.self_training import Unspoken, self_trained, told_of
+from train.transfer.self_training import self_trained, told_of
 from train.transfer.source import UNTOUCHED, Source
-from train.transfer.start import CHOSEN, Anchor, Start
-from train.transfer.target import Target, TransferConfig, shared_classes
-from train.transfer.unlabelled import Unlabelled, divided, target_audio
+from train.transfer.start import CHOSEN
+from train.transfer.target import Target
+from train.transfer.unlabelled import divided
 
 COMMAND: Final = "medusa-train finetune"
 
@@ -89,132 +75,6 @@ def finetune(source: Source, target: Target, data: Path, cache: Path, out: Path,
     return finish_run(recipe, prepared, ensemble, cache, out, progress, descent)
 
 
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """What a transfer begins with.
-
-    Attributes:
-        prepared: the target's labelled clips; its training set knows what members begin with.
-        audio: of all but the test speakers, as it was recorded; None where nothing is learned from it.
-        labelled: ids of clips that somebody has labelled.
-        unsure: ids of clips whose speaker may be anybody's.
-    """
-
-    prepared: Prepared
-    audio: Unlabelled | None
-    labelled: frozenset[str]
-    unsure: frozenset[str]
-
-    def without_labels(
-        self, config: TransferConfig, ids: Collection[str] | None = None, speakers: Collection[str] = ()
-    ) -> Unspoken | None:
-        """What members may guess about; None where they are not to, or everything is labelled.
-
-        Nothing of speakers that select, unless these are those that train.
-
-        Args:
-            config: says whether they are.
-            ids: of clips that count as labelled; all that are, if None.
-            speakers: whose clips count as labelled too.
-        """
-        if config.self_training is None or self.audio is None:
-            return None
-        training = self.prepared.training
-        selecting = set() if set(training.dev.ids) & set(training.train.ids) else set(training.dev.speakers)
-        taken = self.unsure | set(self.labelled if ids is None else ids)
-        audio = self.audio.without(taken, {*speakers, *selecting})
-        return Unspoken(audio, self.prepared.adaptation, config.self_training) if len(audio) else None
-
-
-def begin(
-    source: Source,
-    target: Target,
-    data: Path,
-    cache: Path,
-    progress: Progress,
-    narrow: Callable[[Split], Split] = lambda split: split,
-    taught: TrainingSet | None = None,
-) -> Begun:
-    """Prepares the target's classes that the source knows.
-
-    Args:
-        source: where members begin.
-        target: corpus and how.
-        data: folder with a sub-folder per corpus.
-        cache: folder of the feature cache.
-        progress: told what is done.
-        narrow: takes further clips out of the split.
-        taught: what the source was trained on, where that is rehearsed.
-
-    Raises:
-        CorpusError: if the corpus is missing or incomplete.
-        LeakageError: if somebody who made the source would be tested on.
-        RunError: if the target has no class that the source knows, or lacks a part.
-    """
-    own, config, recipe = source.checkpoint.adaptation, target.transfer, target.recipe
-    weights = {member.spec.name: member.state_dict() for member in source.members}
-    audio, labelled, unsure = None, frozenset[str](), frozenset[str]()
-    if config.statistics == "target" or config.self_training:
-        audio, division = target_audio(recipe, data, cache, progress)
-        labelled, unsure = division.labelled, division.unsure
-    if config.statistics == "target" and audio:
-        own = reference_of(audio, own) if own else None
-        heard, encoders = audio.heard(own, np.random.default_rng(recipe.seed)), recipe.encoder_specs()
-        weights = {member.spec.name: normalised(member, heard, encoders) for member in source.members}
-    view = _view(source, recipe, data, own)
-    known = view.narrow
-    view = replace(view, narrow=lambda split: narrow(known(split)))
-    prepared = prepare(recipe, data, cache, progress, view=view)
-    start = start_of(weights, config)
-    content, rehearsal = prepared.training.content, None
-    if taught is not None:
-        moves = {m.spec.name: moves_between(m.state_dict(), weights[m.spec.name]) for m in source.members}
-        rehearsal = Rehearsal(partial(practise, source.recipe, taught), len(taught.train), config.rehearsal, moves)
-        content = f"{content} rehearsal of {config.rehearsal}: {taught.content}"
-    training = replace(
-        prepared.training, start=start, rehearsal=rehearsal, content=started_content(content, start, config)
-    )
-    return Begun(replace(prepared, training=training), audio, labelled, unsure)
-
-
-def taught_by(source: Source, target: Target, data: Path, cache: Path, progress: Progress) -> TrainingSet | None:
-    """What the source was trained on, as it heard it; None where nothing is to be rehearsed.
-
-    Raises:
-        CorpusError: if the source's corpus is missing or incomplete.
-        RunError: if it has not the classes that the source was trained on.
-    """
-    if not target.transfer.rehearsal:
-        return None
-    view = View(adaptation=source.checkpoint.adaptation, classes=source.classes)
-    own = source.recipe.data.model_copy(update={"evaluate": (), "evaluate_options": {}})
-    recipe = source.recipe.model_copy(update={"data": own})
-    training = prepare(recipe, data, cache, progress, view=view).training
-    if lacking := sorted(set(source.classes) - set(occurring(training.train.targets))):
-        raise RunError(
-            f"{source.recipe.data.corpus} lacks {', '.join(lacking)}, which the source was trained on: rehearsal needs them"
-        )
-    return training
-
-
-def practise(
-    recipe: Recipe, taught: TrainingSet, member: MemberSpec, rows: npt.NDArray[np.int64], rng: np.random.Generator
-) -> Examples:
-    """Clips of the source as its own training drew them: any copy, any text."""
-    data = taught if TEXT in member.modalities else replace(taught, bank=None)
-    return draw_training(recipe, data, [copy.subset(rows) for copy in taught.copies], rng)
-
-
-def start_of(weights: Mapping[str, Mapping[str, Tensor]], config: TransferConfig) -> Start:
-    """What members begin with, and what holds them to it."""
-    anchor = config.anchor
-    return Start(
-        weights=weights,
-        heads_only=config.train == "heads",
-        auxiliary=(lambda member, seed, steps: Anchor(member, weights[member.spec.name], anchor)) if anchor else None,
-    )
-
-
 def untouched(source: Source, as_source: Prepared) -> dict[str, dict[str, Guesses]]:
     """The source's own guesses on every test set, by the way in which clips are heard: what a transfer is held against.
 
@@ -229,34 +89,6 @@ def untouched(source: Source, as_source: Prepared) -> dict[str, dict[str, Guesse
         if source.meta is None:
             found[name][CHOSEN] = source.chosen_guesses(test)
     return found
-
-
-def heard_by_source(source: Source, target: Target, data: Path, cache: Path, progress: Progress) -> Prepared:
-    """The target's classes that the source knows, with channels as the untouched source hears them."""
-    view = _view(source, target.recipe, data, source.checkpoint.adaptation)
-    return prepare(target.recipe, data, cache, progress, view=view)
-
-
-def _view(source: Source, recipe: Recipe, data: Path, adaptation: Adaptation | None) -> View:
-    """The classes that the source knows, of speakers who did not make it."""
-    corpora = (recipe.data.corpus, *recipe.data.evaluate)
-    known = source.acquaintances(corpora, data)
-
-    def narrow(split: Split) -> Split:
-        if not split.allow_overlap:
-            assert_unheard(known, recipe.data.corpus, split.test.speakers)
-        return _known(split, source, recipe)
-
-    tested = {}
-    for name in recipe.data.evaluate:
-        if familiar := of_corpus(known, name):
-            clips = read_corpus(name, data, recipe.data.options_of(name)).clips
-            tested[name] = frozenset(clip.id for clip in clips if clip.speaker not in familiar and clip.label)
-            if not any(clip.id in tested[name] and clip.label in source.classes for clip in clips):
-                raise LeakageError(
-                    f"everybody in {name} has trained or selected what it begins with: take it out of evaluate"
-                )
-    return View(narrow, adaptation, tested, source.classes)
 
 
 def heard_without_labels(recipe: Recipe, data: Path) -> Acquaintance:
@@ -277,24 +109,6 @@ def why_not_refit(source: Source, target: Target, prepared: Prepared) -> str:
         return f"{speakers} training speakers, {folds} folds"
     lacking = [name for name in source.classes if name not in occur]
     return f"the target has no clip of {', '.join(lacking)}, which one trained on it would unlearn" if lacking else ""
-
-
-def _known(split: Split, source: Source, recipe: Recipe) -> Split:
-    found = shared_classes(split, source.classes)
-    if empty := [name for name, part in found.parts.items() if not part.clips]:
-        raise RunError(
-            f"{recipe.data.corpus} has no clip of {', '.join(source.classes)} for {', '.join(empty)}: "
-            "more speakers, or other dev_fraction and test_fraction, would give it some"
-        )
-    return found
-
-
-def started_content(content: str, start: Start, config: TransferConfig) -> str:
-    """The hash of the examples and of all that members begin with."""
-    digest = hashlib.sha256(f"{content} {config.model_dump_json(exclude={'self_training', 'rehearsal'})}".encode())
-    for name, weights in start.weights.items():
-        digest.update(name.encode() + serialised({key: values.contiguous() for key, values in weights.items()}))
-    return digest.hexdigest()
 
 
 def step_of(source: Source, prepared: Prepared, recipe: Recipe, command: str) -> Lineage:

@@ -10,7 +10,7 @@ import pytest
 from tests.fakes import voice
 from tests.model.tiny import write_tiny_text_encoder
 from tests.train.synthetic import write_wav
-from tests.train.test_run import tiny_recipe, write_corpora
+from tests.train.tiny_run import tiny_recipe, write_corpora
 from train.config import Recipe
 from train.run import train_ensemble
 from train.transfer.source import Source, read_source

@@ -18,7 +18,7 @@ from model.labels import CLASSES
 from model.network.checkpoint import checkpoint_id, load_checkpoint
 from model.runtime import EnsembleRuntime
 from model.spec import Lineage
-from tests.train.test_run import tiny_recipe
+from tests.train.tiny_run import tiny_recipe
 from tests.train.transfer.conftest import SPEAKERS, TARGET, World, silent, with_data, write_target
 from train.acquaintance import SPEAKERS_FILE, Acquaintance
 from train.calibration import fit_prior_ratio
@@ -28,8 +28,9 @@ from train.dataset import tensors
 from train.errors import LeakageError, RecipeError, RunError
 from train.prepare import View, prepare
 from train.transfer.adapt import adapt, adapted, hear
+from train.transfer.begin import begin
 from train.transfer.fewshot_report import FINETUNED, SCRATCH
-from train.transfer.finetune import begin, finetune
+from train.transfer.finetune import finetune
 from train.transfer.source import UNTOUCHED, read_source
 from train.transfer.target import Target, load_target
 

@@ -18,8 +18,9 @@ from tests.train.transfer.test_self_training import of_voice
 from train.dataset import Examples, mix_copies, tensors
 from train.errors import RecipeError
 from train.stages.members import ALL_SPEAKERS, Job, train_member
+from train.transfer.begin import begin, practise, taught_by
 from train.transfer.fewshot import Plan, fewshot
-from train.transfer.finetune import begin, finetune, practise, taught_by
+from train.transfer.finetune import finetune
 from train.transfer.rehearsal import Rehearsal, moves_between
 from train.transfer.source import with_weights
 from train.transfer.target import Target

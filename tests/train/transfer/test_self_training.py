@@ -19,9 +19,10 @@ from train.features import Progress
 from train.loop import class_bias, predict
 from train.pseudo_labels import Guessed, sharpened
 from train.stages.members import ALL_SPEAKERS, Job, TrainingSet, train_member
+from train.transfer.begin import Begun, begin
 from train.transfer.budgets import UNITS, Budget
 from train.transfer.fewshot import Plan, _unbought, fewshot
-from train.transfer.finetune import Begun, begin, finetune
+from train.transfer.finetune import finetune
 from train.transfer.self_training import Unspoken, self_trained
 from train.transfer.source import Source
 from train.transfer.target import SelfTraining, Target
