@@ -1,5 +1,6 @@
 """Members that learn from guesses of their own: who guesses about whom, what a round trains, and what a reader is told."""
 
+import copy
 import csv
 import json
 import shutil
@@ -19,6 +20,7 @@ from train.features import Progress
 from train.loop import class_bias, predict
 from train.pseudo_labels import Guessed, sharpened
 from train.stages.members import ALL_SPEAKERS, Job, TrainingSet, train_member
+from train.transfer.adapt import adapted, hear
 from train.transfer.begin import Begun, begin
 from train.transfer.budgets import UNITS, Budget
 from train.transfer.fewshot import Plan, _unbought, fewshot
@@ -180,6 +182,22 @@ def test_a_round_guesses_by_what_the_round_before_has_trained(world: World, part
     assert target.recipe.adaptation is not None
     assert len(hearings) == target.recipe.adaptation.draws, "as often as labelled clips are dealt into calls"
     assert not np.array_equal(hearings[0].frames[FUNCTIONALS][0], hearings[1].frames[FUNCTIONALS][0])
+
+
+def test_without_a_label_weights_move_towards_guesses_of_several_classes(world: World, tmp_path: Path) -> None:
+    """Beside the statistics, and what the source was stays as it was; the source of the other tests guesses one class alone."""
+    source = world.source("voice")
+    decided = copy.deepcopy(source.members[0])
+    with torch.no_grad():
+        decided.classifier.weight.normal_(std=3.0, generator=torch.Generator().manual_seed(1))
+    before = {name: values.clone() for name, values in decided.state_dict().items()}
+    source, target = replace(source, members=(decided,)), of_voice(source, world.target(ASKED, tmp_path))
+    heard = hear(source, target, world.data, world.cache, silent)
+    found = adapted(source, target, "self-train", heard, tmp_path / "members", silent)
+    after = found.ensemble.members[0].state_dict()
+    moved = {name.split(".")[0] for name, values in after.items() if not torch.equal(values, before[name])}
+    assert {"stacks", "classifier"} < moved
+    assert all(torch.equal(values, before[name]) for name, values in decided.state_dict().items())
 
 
 def test_fine_tuning_learns_from_its_guesses_and_says_so(world: World, partly: Path, tmp_path: Path) -> None:
