@@ -162,6 +162,7 @@ def _manifest(checkpoint: Checkpoint, folder: Path) -> Manifest:
         adaptation_strength=checkpoint.adaptation.strength if checkpoint.adaptation else None,
         lineage=checkpoint.lineage,
         fallbacks=tuple(fallback.spec for fallback in checkpoint.fallbacks),
+        prior_log_ratio=checkpoint.prior_log_ratio,
     )
 
 

@@ -34,6 +34,7 @@ _RULES: Final[Mapping[type, Mapping[str, Schema]]] = {
         "parity": _FIGURES,
         "costs": {"additionalProperties": {"type": "object", **_FIGURES}},
         "kernels": {"additionalProperties": {"enum": list(get_args(Kernel))}},
+        "prior_log_ratio": {"propertyNames": {"enum": list(CLASSES)}},
         "bundle_id": {"pattern": "-[0-9a-f]{12}$"},
         "files": {
             "additionalProperties": {"type": "string", "pattern": _SHA256},

@@ -35,7 +35,7 @@ MANIFEST: Final = "manifest.json"
 SUMS: Final = "SHA256SUMS"
 SIGNATURE: Final = "SHA256SUMS.sig"
 ENSEMBLE: Final = "ensemble.onnx"
-LATER_FIELDS: Final = frozenset({"fallbacks", "kernels", "lineage"})
+LATER_FIELDS: Final = frozenset({"fallbacks", "kernels", "lineage", "prior_log_ratio"})
 """Fields of a manifest that bundles of this format version may lack, because older programs did not write them."""
 ADAPTATION: Final = "adaptation.npy"
 """Mean functionals of the training data, `float32 [S, d]`."""
@@ -142,6 +142,8 @@ class Manifest:
         fallbacks: smaller ensembles for when there is not time for all members, in the order in which they are turned to.
         lineage: the steps that made it out of another ensemble, the first one first; none where it was trained from scratch.
             Bundles from before this field have none.
+        prior_log_ratio: class -> log of the prior that was found on held-out speakers over the one that training taught; not
+            applied. Bundles from before this field have none.
         bundle_id: name and hash over the hashes of all files but the manifest.
         files: path -> SHA-256 of every file but the manifest, the sums and their signature.
         format_version: of the bundle's layout.
@@ -164,6 +166,7 @@ class Manifest:
     adaptation_strength: float | None = None
     fallbacks: tuple[Fallback, ...] = ()
     lineage: tuple[Lineage, ...] = ()
+    prior_log_ratio: dict[str, float] = field(default_factory=dict)
     bundle_id: str = ""
     files: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -182,6 +185,7 @@ class Manifest:
         if not data["temperature"] > 0 or not 0 <= data["abstain_below"] <= 1:
             got = f"{data['temperature']} and {data['abstain_below']}"
             raise ValueError(f"temperature is above 0 and abstain_below in 0..1, got {got}")
+        _check_prior(data.get("prior_log_ratio", {}))
         tensors = {side: {name: tuple(s) for name, s in data[side].items()} for side in ("inputs", "outputs")}
         spec = EnsembleSpec.from_dict(data["ensemble"])
         if tensors != {"inputs": ensemble_inputs(spec), "outputs": ensemble_outputs(spec)}:
@@ -193,6 +197,11 @@ class Manifest:
         fallbacks = tuple(Fallback(**{**f, "members": tuple(f["members"])}) for f in data.get("fallbacks", ()))
         check_fallbacks([member.name for member in spec.members], [fallback.members for fallback in fallbacks])
         return cls(**{**data, **tensors, "ensemble": spec, "fallbacks": fallbacks, "lineage": lineage})
+
+
+def _check_prior(log_ratio: Mapping[str, float]) -> None:
+    if unknown := sorted(set(log_ratio) - set(CLASSES)):
+        raise ValueError(f"prior_log_ratio is of the classes {', '.join(CLASSES)}, got {', '.join(unknown)}")
 
 
 def _check_parity(parity: Mapping[str, float], tolerances: Mapping[str, float]) -> None:

@@ -12,10 +12,9 @@ BY_FOLDS = "by_folds"
 """Key of an evaluation of the training speakers, fold by fold: not of the ensemble that ships."""
 
 STORING = (
-    "The prior correction is reported and not used: which classes are frequent where the model will run is not known "
-    "here. It costs nothing at run time, because it is a constant for each class: softmax(logits / temperature + "
-    "log ratio). A bundle would carry the eight log ratios beside the temperature, and the export would add them to the "
-    "class bias of the fused graph."
+    "The prior correction is stored and not applied: which classes are frequent where the model will run is not known "
+    "here. A bundle's manifest carries the log ratios; whoever expects the development speakers' prior multiplies each "
+    "probability by the exponential of its class' and divides by their sum."
 )
 
 

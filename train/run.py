@@ -249,6 +249,7 @@ def finish_run(
         adaptation=prepared.adaptation,
         lineage=descent.lineage,
         fallbacks=trained.fallbacks,
+        prior_log_ratio={name: prior["log_ratio"] for name, prior in results["calibration"]["prior"].items()},
     )
     save_checkpoint(out / "checkpoint", checkpoint)
     training = prepared.training

@@ -50,7 +50,7 @@ class Stacked:
         soup: the mean of these, stage 4.
         temperature: divides the soup's logits.
         abstain_below: confidence under which the ensemble abstains.
-        prior_ratio: class prior of the development speakers over the one that training taught, `[8]`; reported, not used.
+        prior_ratio: class prior of the development speakers over the one that training taught, `[8]`; stored, not applied.
         trained_attributes: attributes with a rating among the training clips.
         fallbacks: the same stages on fewer members, as the recipe orders them.
     """

@@ -10,7 +10,7 @@ MODEL_CARD.md
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,6 +55,8 @@ class Checkpoint:
         adaptation: to the channel; None where functionals are read as they are.
         lineage: the steps that made it out of another ensemble, the first one first.
         fallbacks: smaller ensembles, in the order in which they are turned to.
+        prior_log_ratio: class -> log of the prior that was found on held-out speakers over the one that training taught, of the
+            trained classes; empty where it is not known.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Checkpoint:
     adaptation: Adaptation | None = None
     lineage: tuple[Lineage, ...] = ()
     fallbacks: tuple[TrainedFallback, ...] = ()
+    prior_log_ratio: dict[str, float] = field(default_factory=dict)
 
     def ensemble(self) -> Ensemble:
         """The whole as one network, in evaluation mode."""
@@ -85,6 +88,7 @@ class Checkpoint:
             temperature=chosen.spec.temperature,
             abstain_below=chosen.spec.abstain_below,
             fallbacks=(),
+            prior_log_ratio={},  # was fitted to the whole
         )
 
 
@@ -110,6 +114,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "adaptation_strength": checkpoint.adaptation.strength if checkpoint.adaptation else None,
         "lineage": [asdict(step) for step in checkpoint.lineage],
         "fallbacks": [asdict(fallback.spec) for fallback in checkpoint.fallbacks],
+        "prior_log_ratio": checkpoint.prior_log_ratio,
     }
     (folder / "ensemble.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
 
@@ -143,6 +148,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             adaptation=_adaptation(folder, description.get("adaptation_strength")),
             lineage=tuple(Lineage(**step) for step in description.get("lineage", ())),
             fallbacks=_read_fallbacks(folder, spec, description.get("fallbacks", ())),
+            prior_log_ratio={name: float(value) for name, value in description.get("prior_log_ratio", {}).items()},
         )
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise SpecError(f"{folder} holds no complete trained ensemble: {error}") from error

@@ -41,6 +41,7 @@ def test_a_bundle_is_whole(tmp_path: Path) -> None:
     assert bundle.spec.members == trained.spec.members
     assert bundle.manifest.temperature == trained.temperature
     assert bundle.manifest.metrics == trained.metrics
+    assert bundle.manifest.prior_log_ratio == trained.prior_log_ratio != {}
     assert (bundle.path / "MODEL_CARD.md").read_text() == trained.model_card
 
 

@@ -161,6 +161,7 @@ def test_a_signature_is_no_file_of_the_bundle(bundle: Path) -> None:
         (lambda data: data.update(temperature=0), "temperature is above 0"),
         (lambda data: data.update(temperature=True), "temperature is a number, got True"),
         (lambda data: data.update(abstain_below=1.5), "abstain_below in 0..1"),
+        (lambda data: data.update(prior_log_ratio={"bored": 0.1}), "neutral, got bored"),
         (lambda data: data.update(files=[]), "files is an object, got []"),
         (lambda data: data.update(costs={"text": {"flops": "many"}}), "costs['text']['flops'] is a number, got 'many'"),
         (lambda data: data.update(precisions={"text": 16}), "precisions['text'] is text, got 16"),

@@ -86,6 +86,7 @@ def tiny_checkpoint(spec: EnsembleSpec, seed: int = 0) -> Checkpoint:
         meta=meta,
         temperature=1.5,
         abstain_below=0.2,
+        prior_log_ratio={"angry": -0.25, "neutral": 0.25},
         metrics={"uar": 0.5},
         training={"data": "random", "licence": "none", "contaminated_by": []},
         model_card="# Tiny\n",

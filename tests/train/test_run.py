@@ -101,6 +101,7 @@ def test_calibration_is_fitted_on_the_development_speakers(run: Run) -> None:
     assert (found["clips"], found["speakers"]) == (len(dev), len(set(dev.speakers)))
     assert (found["temperature"], found["abstain_below"]) == (checkpoint.temperature, checkpoint.abstain_below)
     assert tuple(found["prior"]) == TRAINED
+    assert checkpoint.prior_log_ratio == {name: prior["log_ratio"] for name, prior in found["prior"].items()}
     for kind in ("heard", "taught"):
         assert sum(prior[kind] for prior in found["prior"].values()) == pytest.approx(1.0, abs=1e-5)
     with torch.no_grad():

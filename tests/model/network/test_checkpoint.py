@@ -18,12 +18,20 @@ def folder(tmp_path: Path) -> Path:
 
 def test_reads_what_was_written(folder: Path) -> None:
     written, found = tiny_checkpoint(tiny_spec()), load_checkpoint(folder)
-    plain = ("name", "spec", "temperature", "abstain_below", "metrics", "training", "model_card")
+    plain = ("name", "spec", "temperature", "abstain_below", "metrics", "training", "model_card", "prior_log_ratio")
     assert [getattr(found, name) for name in plain] == [getattr(written, name) for name in plain]
     for right, network in zip((*written.members, written.meta), (*found.members, found.meta), strict=True):
         state = network.state_dict()
         assert all(torch.equal(values, state[name]) for name, values in right.state_dict().items())
         assert not network.training
+
+
+def test_a_checkpoint_from_before_knows_no_prior(folder: Path) -> None:
+    path = folder / "ensemble.json"
+    description = json.loads(path.read_text())
+    assert description.pop("prior_log_ratio")
+    path.write_text(json.dumps(description))
+    assert load_checkpoint(folder).prior_log_ratio == {}
 
 
 def test_the_ensemble_holds_the_temperature(folder: Path) -> None:
