@@ -8,7 +8,7 @@ import typer
 from train.console import CACHE, CacheOption, DataOption, OutOption, console, progress, told
 from train.transfer.adapt import METHODS
 from train.transfer.adapt import adapt as adapt_run
-from train.transfer.budgets import UNITS, Unit
+from train.transfer.budgets import UNITS, Budget, Unit
 from train.transfer.fewshot import SHARES, Plan
 from train.transfer.fewshot import fewshot as compare_budgets
 from train.transfer.finetune import finetune as finetune_run
@@ -27,6 +27,8 @@ RecipeOption = Annotated[
 ]
 MembersOption = Annotated[str, typer.Option(help="Members to begin with, joined by commas; all if not given.")]
 
+UnitOption = Annotated[str, typer.Option(help=f"What a budget counts: {' or '.join(UNITS)}.")]
+
 
 def finetune(
     run: RunOption,
@@ -36,14 +38,21 @@ def finetune(
     members: MembersOption = "",
     recipe: RecipeOption = None,
     cache: CacheOption = CACHE,
+    budget: Annotated[
+        float | None, typer.Option(help="Share of the labels to learn from, as fewshot draws it; all if not given.")
+    ] = None,
+    unit: UnitOption = UNITS[0],
+    draw: Annotated[int, typer.Option(help="Number of the draw of the budget.", min=0)] = 0,
 ) -> None:
     """Train the members of a finished run further on a corpus of your own, and join and calibrate them anew.
 
     Example: medusa-train finetune --run runs/default --config mine.toml --data data --out runs/mine
     """
+    counted = _unit(unit)
     with progress() as (report, _), told():
         source, target = _read(run, config, members, recipe)
-        page = finetune_run(source, target, data, cache, out, report)
+        spent = None if budget is None else Budget(budget, draw, counted, target.transfer.validation)
+        page = finetune_run(source, target, data, cache, out, report, spent)
     _tell("checkpoint and report", out, page)
 
 
@@ -59,7 +68,7 @@ def fewshot(
         str, typer.Option(help="Shares of the labels, rising, joined by commas; the last is full training.")
     ] = _BUDGETS,
     draws: Annotated[int, typer.Option(help="How often each budget is drawn.", min=1)] = 3,
-    unit: Annotated[str, typer.Option(help=f"What a budget counts: {' or '.join(UNITS)}.")] = UNITS[0],
+    unit: UnitOption = UNITS[0],
 ) -> None:
     """Show what few labels of a corpus of your own are worth: a curve over budgets, fine-tuned and from scratch.
 

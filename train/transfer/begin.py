@@ -1,7 +1,7 @@
 """What every transfer begins with: a target's clips in classes that the source knows, and members that hear them its way."""
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from train.features import Progress
 from train.manifest import Split
 from train.prepare import Prepared, View, prepare
 from train.stages.members import TrainingSet, draw_training, occurring
+from train.transfer.budgets import Budget
 from train.transfer.normalise import normalised, reference_of
 from train.transfer.rehearsal import Rehearsal, moves_between
 from train.transfer.self_training import Unspoken
@@ -67,6 +68,13 @@ class Begun:
         audio = self.audio.without(taken, {*speakers, *selecting})
         return Unspoken(audio, self.prepared.adaptation, config.self_training) if len(audio) else None
 
+    def unbought(self, budget: Budget, config: TransferConfig) -> Unspoken | None:
+        """As `without_labels`, of what a budget has not bought: who buys a speaker has listened to all of it."""
+        bought = [self.prepared.training.train, self.prepared.training.dev]
+        if budget.unit == "speakers":
+            return self.without_labels(config, (), {name for part in bought for name in part.speakers})
+        return self.without_labels(config, {name for part in bought for name in part.ids})
+
 
 def begin(
     source: Source,
@@ -74,7 +82,7 @@ def begin(
     data: Path,
     cache: Path,
     progress: Progress,
-    narrow: Callable[[Split], Split] = lambda split: split,
+    budget: Budget | None = None,
     taught: TrainingSet | None = None,
 ) -> Begun:
     """Prepares the target's classes that the source knows.
@@ -85,7 +93,7 @@ def begin(
         data: folder with a sub-folder per corpus.
         cache: folder of the feature cache.
         progress: told what is done.
-        narrow: takes further clips out of the split.
+        budget: of the labels; None for all of them.
         taught: what the source was trained on, where that is rehearsed.
 
     Raises:
@@ -105,7 +113,8 @@ def begin(
         weights = {member.spec.name: normalised(member, heard, encoders) for member in source.members}
     view = _view(source, recipe, data, own)
     known = view.narrow
-    view = replace(view, narrow=lambda split: narrow(known(split)))
+    if budget:
+        view = replace(view, narrow=lambda split: budget.narrow(known(split)))
     prepared = prepare(recipe, data, cache, progress, view=view)
     start = start_of(weights, config)
     content, rehearsal = prepared.training.content, None
@@ -116,7 +125,14 @@ def begin(
     training = replace(
         prepared.training, start=start, rehearsal=rehearsal, content=started_content(content, start, config)
     )
+    training = selecting(training) if budget else training
     return Begun(replace(prepared, training=training), audio, labelled, unsure)
+
+
+def selecting(training: TrainingSet) -> TrainingSet:
+    """Without selection where the development clips are those that train."""
+    selects = not set(training.train.ids) & set(training.dev.ids)
+    return replace(training, selects=selects, content=f"{training.content} selects: {selects}")
 
 
 def heard_by_source(source: Source, target: Target, data: Path, cache: Path, progress: Progress) -> Prepared:

@@ -46,6 +46,10 @@ class Budget:
         if self.unit not in UNITS:
             raise RecipeError(f"a budget counts {' or '.join(UNITS)}, got {self.unit!r}")
 
+    def __str__(self) -> str:
+        """As the options of a command."""
+        return f"--budget {self.share:g} --unit {self.unit} --draw {self.draw}"
+
     @property
     def name(self) -> str:
         """For folders and progress bars."""

@@ -24,7 +24,7 @@ from train.metrics import Estimate, speaker_bootstrap, unweighted_average_recall
 from train.prepare import Prepared, View, prepare
 from train.reference import Guesses, Reference, reference_of
 from train.stages.members import ALL_SPEAKERS, Job, TrainingSet
-from train.transfer.begin import Begun, begin, heard_by_source, taught_by
+from train.transfer.begin import begin, heard_by_source, selecting, taught_by
 from train.transfer.budgets import Budget, Unit
 from train.transfer.fewshot_report import BEGUN, FINETUNED, SCRATCH, write_fewshot
 from train.transfer.jobs import train_jobs
@@ -172,15 +172,15 @@ def _spend(
     budget: Budget, source: Source, target: Target, taught: TrainingSet | None, data: Path, cache: Path, out: Path
 ) -> Spent:
     folder, name = out / "members" / budget.name, target.recipe.data.corpus
-    found = begin(source, target, data, cache, _silent, budget.narrow, taught)
-    begun, unbought = found.prepared, _unbought(found, budget, target)
-    training, encoders = _selecting(begun.training), target.recipe.encoder_specs()
+    found = begin(source, target, data, cache, _silent, budget, taught)
+    begun, unbought = found.prepared, found.unbought(budget, target.transfer)
+    training, encoders = begun.training, target.recipe.encoder_specs()
     tuned = _trained(target.recipe, training, unbought, folder / "finetuned")
     scratch_recipe = _from_scratch(source.recipe, target)
     heard_alike = begun.adaptation  # what needs no label is the same for both
     view = View(lambda split: budget.narrow(shared_classes(split, source.classes)), heard_alike)
     own = prepare(scratch_recipe, data, cache, _silent, view=view)
-    fresh = _trained(scratch_recipe, _selecting(own.training), unbought, folder / "scratch")
+    fresh = _trained(scratch_recipe, selecting(own.training), unbought, folder / "scratch")
 
     def guesses(mine: Examples, theirs: Examples) -> dict[str, Guesses]:
         return {
@@ -202,25 +202,11 @@ def _spend(
     )
 
 
-def _unbought(found: Begun, budget: Budget, target: Target) -> Unspoken | None:
-    """Audio whose labels the budget has not bought: who buys a speaker has listened to all clips of that speaker."""
-    bought = [found.prepared.training.train, found.prepared.training.dev]
-    if budget.unit == "speakers":
-        return found.without_labels(target.transfer, (), {name for part in bought for name in part.speakers})
-    return found.without_labels(target.transfer, {name for part in bought for name in part.ids})
-
-
 def _trained(recipe: Recipe, training: TrainingSet, unbought: Unspoken | None, folder: Path) -> list[Member]:
     jobs = [Job(spec, ALL_SPEAKERS) for spec in recipe.member_specs()]
     if unbought:
         training = self_trained(jobs, recipe, training, unbought, folder / "self-training", _silent)
     return list(train_jobs(jobs, recipe, training, folder, _silent).values())
-
-
-def _selecting(training: TrainingSet) -> TrainingSet:
-    """Without selection where the development clips are those that train."""
-    selects = not set(training.train.ids) & set(training.dev.ids)
-    return replace(training, selects=selects, content=f"{training.content} selects: {selects}")
 
 
 def _from_scratch(source: Recipe, target: Target) -> Recipe:

@@ -17,18 +17,32 @@ from train.stacking import Stacked
 from train.stages.members import ALL_SPEAKERS, Job, occurring
 from train.stored_stack import save_stacked
 from train.transfer.begin import begin, heard_by_source, taught_by
+from train.transfer.budgets import Budget
 from train.transfer.jobs import train_jobs
 from train.transfer.joining import joined, soft_vote
 from train.transfer.self_training import self_trained, told_of
-from train.transfer.source import UNTOUCHED, Source
+from train.transfer.source import UNTOUCHED, Source, with_weights
 from train.transfer.start import CHOSEN
 from train.transfer.target import Target
 from train.transfer.unlabelled import divided
 
 COMMAND: Final = "medusa-train finetune"
 
+_NOBODY_HELD_OUT: Final = (
+    "Nobody of the {} labelled speakers was held out: nothing was selected, and temperature and threshold are fitted to what "
+    "members made of these clips before they learned them."
+)
 
-def finetune(source: Source, target: Target, data: Path, cache: Path, out: Path, progress: Progress) -> Path:
+
+def finetune(
+    source: Source,
+    target: Target,
+    data: Path,
+    cache: Path,
+    out: Path,
+    progress: Progress,
+    budget: Budget | None = None,
+) -> Path:
     """Trains the source's members on the target, or what is missing of it; returns the report's path.
 
     Args:
@@ -38,6 +52,7 @@ def finetune(source: Source, target: Target, data: Path, cache: Path, out: Path,
         cache: folder of the feature cache.
         out: folder of the new run.
         progress: told what is done.
+        budget: of the labels, as `fewshot` draws it; None for all of them.
 
     Raises:
         CorpusError: if the corpus is missing or incomplete.
@@ -47,12 +62,14 @@ def finetune(source: Source, target: Target, data: Path, cache: Path, out: Path,
     cost, recipe = Cost(out), target.recipe
     known = source.acquaintances((source.recipe.data.corpus,), data)
     with cost.timed(FEATURES):
-        begun = begin(source, target, data, cache, progress, taught=taught_by(source, target, data, cache, progress))
+        taught = taught_by(source, target, data, cache, progress)
+        begun = begin(source, target, data, cache, progress, budget, taught)
         as_source = heard_by_source(source, target, data, cache, progress)
     against = why_not_refit(source, target, begun.prepared)
     refit = not against
     jobs = jobs_of(recipe) if refit else [Job(spec, ALL_SPEAKERS) for spec in recipe.member_specs()]
-    prepared, guessed = begun.prepared, begun.without_labels(target.transfer)
+    prepared = begun.prepared
+    guessed = begun.unbought(budget, target.transfer) if budget else begun.without_labels(target.transfer)
     if guessed:
         training = self_trained(jobs, recipe, prepared.training, guessed, out / "self-training", progress)
         prepared = replace(prepared, training=training)
@@ -65,9 +82,14 @@ def finetune(source: Source, target: Target, data: Path, cache: Path, out: Path,
         )
     given = "the source's" if source.meta else "a soft vote"
     limits = () if refit else (f"The meta-classifier is {given}: {against}.",)
+    if not prepared.training.selects:
+        limits = (*limits, _NOBODY_HELD_OUT.format(len(set(prepared.training.train.speakers))))
     heard = (heard_without_labels(recipe, data),) if begun.audio else ()
     descent = Descent(
-        lineage=(*source.checkpoint.lineage, step_of(source, prepared, recipe, COMMAND)),
+        lineage=(
+            *source.checkpoint.lineage,
+            step_of(source, prepared, recipe, f"{COMMAND} {budget}" if budget else COMMAND),
+        ),
         beside=untouched(source, as_source),
         limits=(*limits, *((told_of(guessed.audio),) if guessed else ())),
         known=(*known, *heard),
@@ -105,6 +127,8 @@ def why_not_refit(source: Source, target: Target, prepared: Prepared) -> str:
     speakers, occur = len(set(learned.speakers)), occurring(learned.targets)
     if target.transfer.meta == "keep":
         return "as the target file asks"
+    if not prepared.training.selects:
+        return "no labelled speaker is held out to judge it by"
     if speakers < folds:
         return f"{speakers} training speakers, {folds} folds"
     lacking = [name for name in source.classes if name not in occur]
@@ -120,6 +144,14 @@ def step_of(source: Source, prepared: Prepared, recipe: Recipe, command: str) ->
 def _kept(source: Source, recipe: Recipe, prepared: Prepared, members: tuple[Member, ...], out: Path) -> Stacked:
     meta = source.meta or soft_vote(len(members))
     attributes = source.checkpoint.spec.trained_attributes
-    stacked = joined(recipe, prepared, members, meta, attributes, source.fallbacks)
+    judged = members if prepared.training.selects else _as_begun(source, prepared)
+    stacked = replace(joined(recipe, prepared, judged, meta, attributes, source.fallbacks), members=members)
     save_stacked(out / "meta", "given", stacked)
     return stacked
+
+
+def _as_begun(source: Source, prepared: Prepared) -> tuple[Member, ...]:
+    """The members before they have learned a clip of the target."""
+    assert prepared.training.start is not None
+    weights = prepared.training.start.weights
+    return tuple(with_weights(member, weights[member.spec.name], source.recipe) for member in source.members)

@@ -23,7 +23,7 @@ from train.stages.members import ALL_SPEAKERS, Job, TrainingSet, train_member
 from train.transfer.adapt import adapted, hear
 from train.transfer.begin import Begun, begin
 from train.transfer.budgets import UNITS, Budget
-from train.transfer.fewshot import Plan, _unbought, fewshot
+from train.transfer.fewshot import Plan, fewshot
 from train.transfer.finetune import finetune
 from train.transfer.self_training import Unspoken, self_trained
 from train.transfer.source import Source
@@ -220,8 +220,8 @@ def test_a_budget_guesses_about_what_it_has_not_bought(world: World, tmp_path: P
     target = world.target(ASKED, tmp_path)
     for unit in UNITS:
         budget = Budget(0.25, 0, unit)
-        found = begin(world.source(), target, world.data, world.cache, silent, budget.narrow)
-        bought, left = found.prepared.training.train, _unbought(found, budget, target)
+        found = begin(world.source(), target, world.data, world.cache, silent, budget)
+        bought, left = found.prepared.training.train, found.unbought(budget, target.transfer)
         assert left is not None
         assert not set(bought.ids) & set(left.audio.ids)
         assert bool(set(bought.speakers) & set(left.audio.speakers)) == (unit == "clips")
