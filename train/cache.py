@@ -33,7 +33,7 @@ from train import cutting
 Array = npt.NDArray[np.generic]
 
 _TYPES: Final = {"F16": np.float16, "F32": np.float32, "U8": np.uint8}
-"""safetensors' names of the types that are cached: frames, and the bytes of transcripts."""
+"""safetensors' names of the types that are cached: frames, the confidence of transcripts, and their bytes."""
 
 _AROUND: Final = 1 << 21
 """Bytes of a file, aligned, that a kernel may map at once where a byte is looked at: Linux the whole of a large folio."""

@@ -37,6 +37,8 @@ def evaluation_key(recipe: Recipe, prepared: Prepared, stack: str) -> str:
         for rows in test.frames.values():
             for frames in rows:  # another recording has other frames from the first to the last
                 digest.update(str(frames.shape).encode() + frames[:1].tobytes() + frames[-1:].tobytes())
+    for confidence in prepared.word_confidence.values():  # the tables hold it
+        digest.update(confidence.tobytes())
     for package in (train, model):
         folder = Path(str(package.__file__)).parent
         for path in sorted(found for found in folder.rglob("*") if found.suffix in _PROGRAM):

@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +30,7 @@ from train.encoding import TextPasses, half, load_speech, speech_pass
 from train.execution import CPU
 from train.manifest import Clip
 from train.transcribing import load_whisper, whisper_pass
+from train.transcripts import Confidence, TranscriptCache
 
 HalfFrames = npt.NDArray[np.float16]
 Features = dict[str, HalfFrames]
@@ -43,10 +44,17 @@ _SHARD: Final = 512
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """Features of a set of clips: modality -> clip id -> frames, and clip id -> transcript. Frames are mapped files."""
+    """Features of a set of clips.
+
+    Attributes:
+        frames: modality -> clip id -> frames, which are mapped files.
+        transcripts: clip id -> words; empty where none were wanted.
+        confidence: clip id -> how sure the recogniser was of them (`train.transcripts.CONFIDENCE`); empty where they are.
+    """
 
     frames: dict[str, Features]
     transcripts: dict[str, str]
+    confidence: dict[str, Confidence]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +78,13 @@ class Extraction:
     def frames(
         self, clips: Sequence[Clip], copy: int = CLEAN, clean: Mapping[str, Features] | None = None
     ) -> dict[str, Features]:
-        """Features of clips by modality and id.
+        """Features of clips by modality and id; arguments as for `extracted`."""
+        return self.extracted(clips, copy, clean).frames
+
+    def extracted(
+        self, clips: Sequence[Clip], copy: int = CLEAN, clean: Mapping[str, Features] | None = None
+    ) -> Extracted:
+        """Features of clips in every modality, with what was transcribed.
 
         Args:
             clips: the clips.
@@ -82,7 +96,7 @@ class Extraction:
         for name, encoder in self.encoders.items():
             if encoder.kind == "text-transformer":
                 frames[name] = clean[name] if clean else self.words(extracted.transcripts, name)
-        return {name: frames[name] for name in self.encoders}
+        return replace(extracted, frames={name: frames[name] for name in self.encoders})
 
     def words(self, texts: Mapping[str, str], modality: str) -> Features:
         """Frames of texts by their key."""
@@ -107,7 +121,7 @@ def extract_speech(clips: Sequence[Clip], how: Extraction, copy: int = CLEAN, *,
     speech = [pinned(encoder) for encoder in encoders.values() if encoder.kind == "speech-transformer"]
     suffix = "" if copy == CLEAN else f"-degraded-{how.augment.copies_name}-{copy}"
     whisper_cache = Cache(cache / (encoder_key(whisper_spec) + suffix))
-    text_cache = Cache(cache / f"{encoder_key(whisper_spec)}-trusted-words{suffix}") if transcribe else None
+    text_cache = TranscriptCache(cache, whisper_spec, suffix) if transcribe else None
     prosody_cache = Cache(cache / (encoder_key(prosody_spec) + suffix)) if prosody_spec else None
     speech_caches = {encoder.name: Cache(cache / (encoder_key(encoder) + suffix)) for encoder in speech}
     names = {clip.id: sha256_of(clip.audio) for clip in clips}
@@ -129,10 +143,10 @@ def extract_speech(clips: Sequence[Clip], how: Extraction, copy: int = CLEAN, *,
             prosody_cache.add({name: prosody_frames(samples).astype(np.float16) for name, samples in cut.items()})
         if whisper_cache.missing(cut) or (text_cache and text_cache.missing(cut)):
             assert whisper is not None
-            frames, words = whisper_pass(whisper, cut, transcribe=text_cache is not None)
+            frames, transcripts = whisper_pass(whisper, cut, transcribe=text_cache is not None)
             whisper_cache.add(frames)
             if text_cache:
-                text_cache.add(words)
+                text_cache.add(transcripts)
         for encoder in speech:
             kept = speech_caches[encoder.name]
             if lacking := kept.missing(cut):
@@ -148,7 +162,9 @@ def extract_speech(clips: Sequence[Clip], how: Extraction, copy: int = CLEAN, *,
         _fill_functionals(kept, names, result, how.progress)
         result[FUNCTIONALS] = _by_id(kept, names)
     result |= {name: _by_id(kept, names) for name, kept in speech_caches.items()}
-    return Extracted(result, _read_words(text_cache, names) if text_cache else {})
+    if text_cache is None:
+        return Extracted(result, {}, {})
+    return Extracted(result, text_cache.words(names), text_cache.confidence(names))
 
 
 def _fill_functionals(
@@ -170,13 +186,7 @@ def _fill_functionals(
 
 def read_transcripts(clips: Sequence[Clip], whisper: EncoderSpec, cache: Path) -> dict[str, str]:
     """Transcripts by clip id, of clips that `extract_speech` has been through."""
-    words = Cache(cache / f"{encoder_key(pinned(whisper))}-trusted-words")
-    return _read_words(words, {clip.id: sha256_of(clip.audio) for clip in clips})
-
-
-def _read_words(words: Cache, names: Mapping[str, str]) -> dict[str, str]:
-    raw = words.read(list(names.values()))
-    return {clip: bytes(raw[name].astype(np.uint8)).decode().strip("\0") for clip, name in names.items()}
+    return TranscriptCache(cache, pinned(whisper)).words({clip.id: sha256_of(clip.audio) for clip in clips})
 
 
 def _cut(clips: Sequence[Clip], names: Mapping[str, str], copy: int, augment: AugmentConfig) -> dict[str, Samples]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from model.labels import CLASSES
 from train.reference import Outputs, Reference
+from train.transcripts import CONFIDENCE, Confidence
 
 FOLDER: Final = "predictions"
 FOLD: Final = "fold"
@@ -23,7 +24,11 @@ def predictions_file(name: str) -> str:
 
 
 def write_predictions(
-    path: Path, reference: Reference, outputs: Outputs, folds: npt.NDArray[np.int64] | None = None
+    path: Path,
+    reference: Reference,
+    outputs: Outputs,
+    word_confidence: Confidence,
+    folds: npt.NDArray[np.int64] | None = None,
 ) -> None:
     """Writes one row per clip.
 
@@ -31,11 +36,13 @@ def write_predictions(
         path: of the table.
         reference: the truth about N clips.
         outputs: what is said of them.
+        word_confidence: of their transcripts, `[N, 3]` (`train.transcripts.CONFIDENCE`), NaN where unknown.
         folds: of each clip, the fold whose ensemble judged it, `[N]`; None where one ensemble judged all.
 
     Columns: id, speaker, gender, the truth (`intended`, or the dominant vote where nobody acted; empty without one), the
     soup's class, confidence, disagreement and whether it abstains; then `vote_CLASS` (empty without raters), `p_CLASS`
-    (calibrated posterior), `prior_corrected_CLASS`, and `attribute` and `rated_attribute` of each trained attribute.
+    (calibrated posterior), `prior_corrected_CLASS`, `attribute` and `rated_attribute` of each trained attribute, and
+    `words_log_probability`, `words_no_speech` and `words_trusted` of the transcript (empty where unknown).
     """
     blocks = {
         "vote": np.full_like(outputs.posterior, np.nan) if reference.votes is None else reference.votes,
@@ -47,6 +54,7 @@ def write_predictions(
     }
     for index, name in outputs.trained_columns:
         columns |= {name: outputs.attributes[:, index], f"rated_{name}": reference.attributes[:, index]}
+    columns |= {f"words_{kind}": word_confidence[:, index] for index, kind in enumerate(CONFIDENCE)}
     path.parent.mkdir(parents=True, exist_ok=True)
     doubt, posterior = outputs.disagreement, outputs.posterior
     with path.open("w", newline="", encoding="utf-8") as file:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +30,7 @@ from train.manifest import (
 )
 from train.pairing import TextBank
 from train.stages.members import TrainingSet, occurring
+from train.transcripts import Confidence
 from train.word_errors import misheard
 
 TRAINING: Final = "training"
@@ -48,6 +49,7 @@ class Prepared:
         adaptation: to the channel; None where the recipe has none.
         votes: annotators' vote vectors, rows sum to 1, by the name of the test set, and of the training clips (`TRAINING`).
         genders: "female", "male" or "" of the same clips.
+        word_confidence: of the transcripts of the same clips, `[N, 3]` (`train.transcripts.CONFIDENCE`), NaN where unknown.
         dropped: corpus -> reason -> rows left out.
         notes: corpus -> what figures hang on (speakers on two sides, unknown speakers) -> number.
     """
@@ -59,6 +61,7 @@ class Prepared:
     adaptation: Adaptation | None
     votes: dict[str, npt.NDArray[np.float32]]
     genders: dict[str, tuple[str, ...]]
+    word_confidence: dict[str, Confidence]
     dropped: dict[str, dict[str, int]]
     notes: dict[str, dict[str, int]]
 
@@ -106,7 +109,8 @@ def prepare(
     split = view.narrow(split_of(manifest, recipe.data))
     extraction = extraction_of(recipe, cache, progress, device)
     votes = recipe.data.intended_votes
-    clean = extraction.frames(manifest.clips)
+    extracted = extraction.extracted(manifest.clips)
+    clean = extracted.frames
     degraded = [extraction.frames(manifest.clips, copy, clean) for copy in range(1, recipe.data.degraded_copies + 1)]
     copies = tuple(examples_of(split.train.clips, _only(f, split.train), votes) for f in (clean, *degraded))
     occur = occurring(copies[0].targets)
@@ -124,9 +128,9 @@ def prepare(
         content=_content(extraction, copies, folds, concatenate(dev), recipe, view.adaptation),
         misheard=misheard(extraction, split.train.clips),
     )
-    test = {recipe.data.corpus: (split.test, clean)}
-    if degraded:
-        test[f"{recipe.data.corpus}, degraded"] = (split.test, degraded[0])
+    test = {recipe.data.corpus: (split.test, extracted)}
+    if degraded:  # with the words of the recordings
+        test[f"{recipe.data.corpus}, degraded"] = (split.test, replace(extracted, frames=degraded[0]))
     dropped = {recipe.data.corpus: manifest.dropped | split.dropped}
     notes = {recipe.data.corpus: _notes(manifest, split)}
     for name in recipe.data.evaluate:
@@ -138,17 +142,21 @@ def prepare(
         dropped[name] = other.dropped | {"class that was not trained": len(heard) - len(kept)}
         if len(heard) < len(other.clips):
             dropped[name] |= {"clip that is not tested on": len(other.clips) - len(heard)}
-        test[name] = Manifest(kept), extraction.frames(kept)
-    heard_by = {name: part for name, (part, _) in test.items()} | {TRAINING: split.train}
-    alone = {name: examples_of(part.clips, _only(frames, part), 1.0) for name, (part, frames) in test.items()}
+        test[name] = Manifest(kept), extraction.extracted(kept)
+    heard_by = test | {TRAINING: (split.train, extracted)}
+    alone = {name: examples_of(part.clips, _only(found.frames, part), 1.0) for name, (part, found) in test.items()}
     return Prepared(
         training=training,
         test={name: dealt.once(examples) for name, examples in alone.items()},
         otherwise={name: dealt.otherwise(examples) for name, examples in alone.items()},
         alone=(copies, concatenate(dev)),
         adaptation=adaptation,
-        votes={name: examples_of(part.clips, {}, 1e-6).targets for name, part in heard_by.items()},
-        genders={name: tuple(clip.gender for clip in part.clips) for name, part in heard_by.items()},
+        votes={name: examples_of(part.clips, {}, 1e-6).targets for name, (part, _) in heard_by.items()},
+        genders={name: tuple(clip.gender for clip in part.clips) for name, (part, _) in heard_by.items()},
+        word_confidence={
+            name: np.stack([found.confidence[clip.id] for clip in part.clips])
+            for name, (part, found) in heard_by.items()
+        },
         dropped=dropped,
         notes={name: told for name, told in notes.items() if told},
     )

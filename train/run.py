@@ -27,7 +27,7 @@ from train.features import Progress
 from train.history import learning_curves, linear_fits, meta_curves, write_meta_histories
 from train.phrases import BY_FOLDS
 from train.predictions import predictions_file, write_predictions
-from train.prepare import Prepared, prepare
+from train.prepare import TRAINING, Prepared, prepare
 from train.reference import Guesses
 from train.report import PAGE_FILE, model_card, scores_of, write_report
 from train.results import evaluate_set, fit_probes, results_of, words_table
@@ -276,12 +276,13 @@ def _evaluate(
         progress("evaluation", done, len(prepared.test))
         beside = descent.beside.get(name, {})
         reference, outputs, evaluation = evaluate_set(recipe, prepared, trained, probes, name, beside)
-        write_predictions(out / predictions_file(name), reference, outputs)
+        write_predictions(out / predictions_file(name), reference, outputs, prepared.word_confidence[name])
         evaluations[f"{name} (unseen speakers)"] = evaluation | {"predictions": predictions_file(name)}
     if folds is not None:
         name = f"{recipe.data.corpus}, {NAME}"
         reference, outputs, evaluation = cross_validate(recipe, prepared, folds, progress)
-        write_predictions(out / predictions_file(name), reference, outputs, prepared.training.folds)
+        confidence, numbers = prepared.word_confidence[TRAINING], prepared.training.folds
+        write_predictions(out / predictions_file(name), reference, outputs, confidence, numbers)
         evaluations[name] = evaluation | {BY_FOLDS: True, "predictions": predictions_file(name)}
     progress("evaluation", len(prepared.test), len(prepared.test))
     words = words_table(recipe, prepared, trained, cache, progress)

@@ -1,4 +1,4 @@
-"""The pass of Whisper through the utterances of a shard: frames, and the words that are believed."""
+"""The pass of Whisper through the utterances of a shard: frames and transcripts."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -11,6 +11,7 @@ from model.audio import Samples, bucket_length
 from model.network.whisper_encoder import TorchHiddenStates, load_whisper_encoder
 from model.sources import resolve_encoder
 from model.spec import EncoderSpec
+from model.transcript import Transcript
 from model.whisper import Whisper
 from train.errors import RecipeError
 from train.execution import CPU
@@ -43,20 +44,18 @@ def load_whisper(encoder: EncoderSpec, device: torch.device = CPU) -> Whisper:
 
 def whisper_pass(
     whisper: Whisper, cut: Mapping[str, Samples], *, transcribe: bool
-) -> tuple[dict[str, HalfFrames], dict[str, npt.NDArray[np.generic]]]:
-    """Frames and, where asked for, UTF-8 transcripts of clips, in batches of one bucket."""
+) -> tuple[dict[str, HalfFrames], dict[str, Transcript]]:
+    """Frames and, where asked for, transcripts of clips, in batches of one bucket."""
     buckets: dict[int, list[str]] = {}
     for name, samples in cut.items():
         buckets.setdefault(bucket_length(len(samples)), []).append(name)
     frames: dict[str, HalfFrames] = {}
-    words: dict[str, npt.NDArray[np.generic]] = {}
+    transcripts: dict[str, Transcript] = {}
     for members in buckets.values():
         for start in range(0, len(members), _BATCH):
             part = members[start : start + _BATCH]
             encoded = whisper.encode([cut[name] for name in part])
             frames |= {name: rows.astype(np.float16) for name, rows in zip(part, encoded.frames, strict=True)}
-            transcripts = whisper.transcribe(encoded) if transcribe else []
-            for name, transcript in zip(part, transcripts, strict=transcribe):
-                believed = transcript.text if transcript.trusted else ""  # as the daemon does
-                words[name] = np.frombuffer(believed.encode() or b"\0", np.uint8)
-    return frames, words
+            if transcribe:
+                transcripts |= dict(zip(part, whisper.transcribe(encoded), strict=True))
+    return frames, transcripts

@@ -47,6 +47,7 @@ def prepared(training: TrainingSet) -> Prepared:
         adaptation=None,
         votes={TRAINING: clips.targets},
         genders={TRAINING: ("",) * len(clips)},
+        word_confidence={TRAINING: np.full((len(clips), 3), np.nan, np.float32)},
         dropped={},
         notes={},
     )

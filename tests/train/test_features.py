@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from itertools import islice, product
 from pathlib import Path
@@ -107,7 +108,7 @@ def test_degraded_copies_are_kept_apart_and_transcribed_only_where_words_are_wan
     ]
     assert len(calls) == 2  # the third is read
     assert before.items() < times(cache).items()
-    assert [copy.transcripts for copy in copies] == [{}] * 3
+    assert [copy.transcripts for copy in copies] == [copy.confidence for copy in copies] == [{}] * 3
     for modality in encoders:
         first, second, again = (copy.frames[modality]["clip0"] for copy in copies)
         np.testing.assert_array_equal(first, again)
@@ -119,6 +120,31 @@ def test_degraded_copies_are_kept_apart_and_transcribed_only_where_words_are_wan
     unchanged = extract_speech(clips, Extraction(encoders, cache, lambda *call: None))
     assert unchanged.transcripts == clean.transcripts
     np.testing.assert_array_equal(unchanged.frames["whisper"]["clip0"], clean.frames["whisper"]["clip0"])
+
+
+def test_confidence_of_words_is_kept_beside_them_and_unknown_in_older_caches(
+    clips: list[Clip], encoders: dict[str, EncoderSpec], tmp_path: Path
+) -> None:
+    """A cache that has words alone is not transcribed again; clips that are new to it are, and theirs is known."""
+    calls: Calls = []
+    how = Extraction(encoders, tmp_path, lambda *call: calls.append(call))
+    found = extract_speech(clips[:2], how)
+    whisper = load_whisper(pinned(encoders["whisper"]))
+    for clip in clips[:2]:
+        (heard,) = whisper.transcribe(whisper.encode([cut_clip(read_mono(clip.audio))]))
+        expected = (heard.log_probability, heard.no_speech, heard.trusted)
+        np.testing.assert_allclose(found.confidence[clip.id], expected, rtol=1e-3)
+    (kept,) = tmp_path.glob("*-words-confidence")
+    shutil.rmtree(kept)
+    calls.clear()
+    older = extract_speech(clips[:2], how)
+    assert calls == []
+    assert older.transcripts == found.transcripts
+    assert all(np.isnan(values).all() for values in older.confidence.values())
+    grown = extract_speech(clips, how)
+    assert [total for _, _, total in calls] == [1]  # the third; the fourth is a copy of the first
+    known = {clip: bool(np.isfinite(values).all()) for clip, values in grown.confidence.items()}
+    assert known == {"clip0": False, "clip1": False, "clip2": True, "clip3": False}
 
 
 def test_functionals_are_computed_once_from_what_is_cached(

@@ -9,10 +9,15 @@ from model.labels import CLASSES
 from tests.train.results import make_outputs, make_reference
 from train.predictions import predictions_file, write_predictions
 from train.reference import Outputs, Reference
+from train.transcripts import Confidence
+
+UNKNOWN = np.full((80, 3), np.nan, np.float32)
 
 
-def rows_of(path: Path, reference: Reference, outputs: Outputs) -> list[dict[str, str]]:
-    write_predictions(path, reference, outputs)
+def rows_of(
+    path: Path, reference: Reference, outputs: Outputs, word_confidence: Confidence = UNKNOWN
+) -> list[dict[str, str]]:
+    write_predictions(path, reference, outputs, word_confidence)
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -60,3 +65,12 @@ def test_what_is_not_known_is_empty(tmp_path: Path) -> None:
     assert {row["intended"] for row in rows} == {""}
     assert {row[f"vote_{label}"] for row in rows for label in CLASSES} == {""}
     assert "arousal" not in rows[0]
+
+
+def test_a_table_tells_how_sure_the_recogniser_was_of_each_clip_s_words(tmp_path: Path) -> None:
+    known, doubted = [-0.25, 0.125, 1.0], [-1.5, 0.75, 0.0]
+    confidence = np.array([known, doubted, *[[np.nan] * 3] * 78], np.float32)
+    rows = rows_of(tmp_path / "a.csv", make_reference(), make_outputs(80), confidence)
+    names = ("words_log_probability", "words_no_speech", "words_trusted")
+    told = [tuple(row[name] for name in names) for row in rows]
+    assert told == [("-0.25", "0.125", "1"), ("-1.5", "0.75", "0"), *[("", "", "")] * 78]

@@ -16,9 +16,12 @@ from export.bundle import write_bundle
 from model.labels import CLASSES
 from model.network.checkpoint import load_checkpoint
 from model.runtime import load_runtime
+from model.sources import sha256_of
 from tests.train.tiny_run import SPEAKERS, TRAINED, Run
+from train.cache import pinned
 from train.calibration import correct_prior
 from train.config import ComputeConfig, Recipe
+from train.corpora import read_corpus
 from train.cost import EVALUATION, FEATURES, META, STAGE_1, STAGE_2
 from train.cross_validation import NAME
 from train.dataset import tensors
@@ -28,6 +31,7 @@ from train.prepare import prepare
 from train.report import render
 from train.results import ADAPTED_PROBE, SOUP
 from train.run import train_ensemble
+from train.transcripts import CONFIDENCE, TranscriptCache
 
 ROOT = Path(__file__).parents[2]
 
@@ -131,6 +135,25 @@ def test_every_test_clip_stands_in_a_table_with_its_posterior(run: Run) -> None:
         assert right / len(rows) == evaluation["systems"][SOUP]["accuracy"]["value"]
         assert {row["vote_angry"] == "" for row in rows} == {name == "ravdess"}
         assert {row["gender"] for row in rows} == {"female", "male"}
+
+
+def test_tables_tell_how_sure_the_recogniser_was(run: Run) -> None:
+    """Of the words that are read: a degraded copy is given those of its recording."""
+    evaluations = json.loads((run.out / "report.json").read_text())["evaluations"]
+    tables = {name.partition(" (")[0]: rows_of(run, evaluation) for name, evaluation in evaluations.items()}
+    told = {
+        name: {row["id"]: [float(row[f"words_{kind}"]) for kind in CONFIDENCE] for row in rows}
+        for name, rows in tables.items()
+    }
+    assert len(told) == 4
+    assert told["cremad"] == told["cremad, degraded"]
+    cache = TranscriptCache(run.cache, pinned(run.recipe.encoder_specs()["whisper"]))
+    for name, by_clip in told.items():
+        clips = read_corpus(name.partition(",")[0], run.data).clips
+        heard = cache.confidence({clip.id: sha256_of(clip.audio) for clip in clips if clip.id in by_clip})
+        assert by_clip.keys() == heard.keys()
+        for clip, values in by_clip.items():
+            np.testing.assert_allclose(values, heard[clip], rtol=1e-5)
 
 
 def test_curves_and_seconds_of_every_member_and_stage_are_kept(run: Run) -> None:

@@ -83,6 +83,8 @@ def test_an_evaluation_of_another_program_or_a_killed_one_does_not_count(
         clean, frames={**clean.frames, "prosody": [rows + np.float16(1) for rows in clean.frames["prosody"]]}
     )
     assert key != evaluation_key(run.recipe, replace(prepared, test={**prepared.test, "ravdess": louder}), "stack")
+    unknown = {name: np.full_like(values, np.nan) for name, values in prepared.word_confidence.items()}
+    assert key != evaluation_key(run.recipe, replace(prepared, word_confidence=unknown), "stack")
     program = tmp_path / "train"
     program.mkdir()
     (program / "__init__.py").write_text("# another one")

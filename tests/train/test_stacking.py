@@ -35,6 +35,7 @@ def prepared(training: TrainingSet) -> Prepared:
         adaptation=None,
         votes={},
         genders={},
+        word_confidence={},
         dropped={},
         notes={},
     )
