@@ -5,13 +5,12 @@ import numpy as np
 import pytest
 
 from model.labels import CLASSES
-from tests.train.corpora.trees import by_id, heard, wav
+from tests.train.corpora.trees import by_id, heard, write_dialogue
 from train.corpora import read_corpus
 from train.corpora.options import CorpusOptions
 from train.errors import CorpusError, LeakageError, RecipeError
 from train.manifest import Manifest, dominant_class, leave_one_session_out, target
 
-HEADER = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
 ANGRY = """\
 [6.2901 - 8.2357]\tSes01F_impro01_F000\tang\t[2.0000, 4.0000, 4.5000]
 C-E2:\tAnger;\t()
@@ -45,16 +44,6 @@ AFRAID = "[19.0 - 20.0]\tSes01F_impro01_F003\tfea\t[3.0, 3.0, 3.0]\nC-E2:\tFear;
 NOT_SAID = "[21.0 - 22.0]\tSes01F_impro01_F004\txxx\t[3.0, 3.0, 3.0]\nC-E2:\tOther;\t()\nC-E3:\tFear;\t()\n\n"
 UNRATED = "[23.0 - 24.0]\tSes01F_impro01_F005\tneu\t[3.0, 3.0, 3.0]\n\n"
 TURNS = (ANGRY, EXCITED, NO_AGREEMENT, FRUSTRATED, SURPRISED, AFRAID, NOT_SAID, UNRATED)
-
-
-def write_dialogue(root: Path, session: int, dialogue: str, text: str) -> None:
-    folder = root / f"Session{session}"
-    path = folder / "dialog" / "EmoEvaluation" / f"{dialogue}.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(HEADER + text, encoding="utf-8")
-    for line in text.splitlines():
-        if line.startswith("[") and line.count("\t") == 3:
-            wav(folder / "sentences" / "wav" / dialogue / f"{line.split()[3]}.wav")
 
 
 @pytest.fixture

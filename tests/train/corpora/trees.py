@@ -12,6 +12,7 @@ from tests.train.synthetic import write_wav
 from train.manifest import Clip, Manifest
 
 SILENCE = np.zeros(1600, np.float32)
+TURNS_HEADER = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
 
 
 def wav(path: Path) -> Path:
@@ -42,6 +43,17 @@ def table(path: Path, rows: Iterable[Mapping[str, object]]) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     return path
+
+
+def write_dialogue(root: Path, session: int, dialogue: str, text: str) -> None:
+    """A dialogue of IEMOCAP: what its raters wrote, and a recording of every turn."""
+    folder = root / f"Session{session}"
+    path = folder / "dialog" / "EmoEvaluation" / f"{dialogue}.txt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(TURNS_HEADER + text, encoding="utf-8")
+    for line in text.splitlines():
+        if line.startswith("[") and line.count("\t") == 3:
+            wav(folder / "sentences" / "wav" / dialogue / f"{line.split()[3]}.wav")
 
 
 def heard(clip: Clip) -> dict[str, float]:
