@@ -10,6 +10,7 @@ from typing import Final
 from model.spec import Attention, Gates, MemberSpec
 from train.config import MemberConfig, Recipe
 from train.errors import RecipeError
+from train.seeded_rows import Variant, seeds_from
 
 BASELINE: Final = "cross-attention"
 
@@ -40,21 +41,6 @@ PARTS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One member of the comparison: a row's, with one seed.
-
-    Attributes:
-        part: the row.
-        column: whose modalities and sizes it has, and which seed; the same in every row.
-        member: as a recipe has it.
-    """
-
-    part: str
-    column: str
-    member: MemberConfig
-
-
 def compared_members(recipe: Recipe, wanted: tuple[str, ...] = ()) -> tuple[MemberSpec, ...]:
     """The members whose modalities and sizes the rows have: those wanted, or the first that reads several modalities.
 
@@ -78,23 +64,18 @@ def compared_members(recipe: Recipe, wanted: tuple[str, ...] = ()) -> tuple[Memb
 def variants(compared: tuple[MemberSpec, ...], seeds: int) -> tuple[Variant, ...]:
     """Every row's members: for each that is compared, one of every seed.
 
-    A seed draws the same batches in all rows, and the same first weights for every module that two rows share
-    (`train.first_weights`).
-
     Raises:
         RecipeError: if there is no seed.
     """
-    if seeds < 1:
-        raise RecipeError(f"a row has one or more seeds, got {seeds}")
     return tuple(
-        Variant(part.name, f"{spec.name}, seed {spec.seed + number}", _variant(spec, part, spec.seed + number))
+        Variant(part.name, spec.name, _member(spec, part, seed))
         for part in PARTS
         for spec in compared
-        for number in range(seeds)
+        for seed in seeds_from(spec.seed, seeds)
     )
 
 
-def _variant(spec: MemberSpec, part: Part, seed: int) -> MemberConfig:
+def _member(spec: MemberSpec, part: Part, seed: int) -> MemberConfig:
     return MemberConfig(
         name=f"{spec.name}-{part.name.replace(' ', '-')}-{seed}",
         modalities=spec.modalities,
@@ -111,8 +92,3 @@ def _variant(spec: MemberSpec, part: Part, seed: int) -> MemberConfig:
         gates=part.gates,
         contrast=spec.dim // 2 if part.contrasted else 0,
     )
-
-
-def parts_recipe(recipe: Recipe, found: tuple[Variant, ...]) -> Recipe:
-    """The recipe with these members alone."""
-    return recipe.model_copy(update={"members": tuple(variant.member for variant in found), "fallbacks": ()})

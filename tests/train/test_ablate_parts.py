@@ -18,14 +18,15 @@ from tests.model.tiny import write_tiny_text_encoder
 from tests.train.synthetic import RECIPES, make_recipe
 from tests.train.test_ablate import SETS, reference_with
 from tests.train.tiny_run import Run, tiny_recipe, write_corpora
-from train.ablate_parts import SEEDS as SEEDS_UNASKED
-from train.ablate_parts import ablate_parts, part_jobs, parts_table
+from train.ablate_parts import ablate_parts, parts_table
 from train.cli import app
 from train.config import load_recipe
 from train.errors import RecipeError
-from train.family_parts import BASELINE, PARTS, compared_members, parts_recipe, variants
+from train.family_parts import BASELINE, PARTS, compared_members, variants
 from train.first_weights import draw_by_name
 from train.parts_report import page, verdict
+from train.seeded_rows import SEEDS as SEEDS_UNASKED
+from train.seeded_rows import row_jobs, rows_recipe
 from train.stages.members import ALL_SPEAKERS, Job, fresh_member, last_key
 
 ROWS = [part.name for part in PARTS]
@@ -38,12 +39,12 @@ def test_rows_differ_in_their_part_alone_for_any_recipe(path: Path) -> None:
     recipe = load_recipe(path)
     compared = compared_members(recipe)
     found = variants(compared, 3)
-    specs = parts_recipe(recipe, found).member_specs()
+    specs = rows_recipe(recipe, found).member_specs()
     assert [spec.family for spec in specs] == ["vga"] * 15
     assert len({spec.name for spec in specs}) == 15
     by_part: dict[str, list[MemberSpec]] = {}
     for variant, spec in zip(found, specs, strict=True):
-        by_part.setdefault(variant.part, []).append(spec)
+        by_part.setdefault(variant.row, []).append(spec)
     half = compared[0].dim // 2
     has = {part: {(spec.attention, spec.gates, spec.contrast) for spec in row} for part, row in by_part.items()}
     assert has == {
@@ -58,7 +59,7 @@ def test_rows_differ_in_their_part_alone_for_any_recipe(path: Path) -> None:
         for spec in row:
             for size in ("modalities", "dim", "heads", "layers", "feed_forward", "dropout", "input_dropout"):
                 assert getattr(spec, size) == getattr(compared[0], size), size
-    columns = [[variant.column for variant in found if variant.part == part] for part in ROWS]
+    columns = [[variant.column for variant in found if variant.row == part] for part in ROWS]
     assert all(of == columns[0] for of in columns), "rows are paired by these"
 
 
@@ -85,11 +86,11 @@ def begun(seeds: int = 1) -> dict[str, list[Member]]:
     """Row -> its member of every seed, as training begins with it."""
     recipe = load_recipe(RECIPES / "vga.toml")
     found = variants(compared_members(recipe), seeds)
-    changed = parts_recipe(recipe, found)
-    jobs = part_jobs(changed)
+    changed = rows_recipe(recipe, found)
+    jobs = row_jobs(changed)
     rows: dict[str, list[Member]] = {}
     for variant in found:
-        rows.setdefault(variant.part, []).append(fresh_member(jobs[variant.member.name], changed.encoder_specs()))
+        rows.setdefault(variant.row, []).append(fresh_member(jobs[variant.member.name], changed.encoder_specs()))
     return rows
 
 
@@ -230,7 +231,7 @@ def test_the_command_takes_the_table_and_refuses_another(run: Run, results: dict
     assert "fuses two or more modalities, and functionals reads one" in answer.stderr
     answer = CliRunner(env={"COLUMNS": "200"}).invoke(app, [*arguments, "--table", "three"])
     assert answer.exit_code == 2
-    assert "one of recipe, parts, got 'three'" in answer.stderr
+    assert "one of recipe, parts, baselines, got 'three'" in answer.stderr
 
 
 @pytest.mark.parametrize("table", [[], ["--table", "recipe"]])
@@ -244,7 +245,7 @@ def test_seeds_are_refused_where_no_row_would_have_them(table: list[str], tmp_pa
         assert (
             f"rows of the table 'recipe' have the seeds that the recipe gives its members, and {seeds}" in answer.stderr
         )
-        assert "leave it out, or ask for --table parts" in answer.stderr
+        assert "leave it out, or ask for --table parts or baselines" in answer.stderr
     assert not list(tmp_path.iterdir()), "refused before anything is made"
 
 

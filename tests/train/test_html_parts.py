@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from train import ablation_report, parts_report
+from train import ablation_report, baselines_report, parts_report
 from train.html_parts import sectioned
 
 NAMES = ("cremad (unseen <speakers>)", "cremad, degraded & all")
@@ -29,7 +29,7 @@ def test_every_section_and_the_notes_are_listed_and_there_once() -> None:
     assert shown.endswith("<footer>how &lt;to&gt;</footer></body></html>\n")
 
 
-@pytest.mark.parametrize("report", [ablation_report, parts_report])
+@pytest.mark.parametrize("report", [ablation_report, baselines_report, parts_report])
 def test_reports_by_set_of_clips_put_no_page_together_themselves(report: ModuleType) -> None:
     assert vars(report)["sectioned"] is sectioned
     assert not vars(report).keys() & {"document", "section"}
