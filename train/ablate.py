@@ -54,7 +54,7 @@ def ablate(
         out: folder of the run, which may have finished before.
         workers: processes that train members side by side.
         progress: told what is done.
-        members: names of the members to take things away from; none for one of each set of modalities, at most four.
+        members: names of the members to take things away from; none for those that `chosen_members` finds.
 
     Raises:
         RecipeError: if a member or the device is not there.

@@ -107,7 +107,8 @@ def _with(recipe: Recipe, **sections: dict[str, Any]) -> Recipe:
 
 
 def chosen_members(recipe: Recipe, wanted: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Names of the members that are compared: those wanted, or the first of different modalities, at most four.
+    """Names of the members that are compared: those wanted, else those of `[ablation]`, else the first of different modalities,
+    at most four.
 
     Members of several modalities come first, since fusion can be taken away from no other, and linear ones last.
 
@@ -117,7 +118,7 @@ def chosen_members(recipe: Recipe, wanted: tuple[str, ...] = ()) -> tuple[str, .
     names = [member.name for member in recipe.members]
     if unknown := [name for name in wanted if name not in names]:
         raise RecipeError(f"there are no members {', '.join(unknown)}: the recipe has {', '.join(names)}")
-    if wanted:
+    if wanted := wanted or tuple(name for name in recipe.ablation.members if name in names):
         return tuple(dict.fromkeys(wanted))
     members = sorted(recipe.member_specs(), key=lambda spec: (spec.family == "linear", len(spec.modalities) == 1))
     first = {frozenset(spec.modalities): spec for spec in reversed(members)}

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from model import version
 from train.ablate import ablate as compare_ablations
-from train.ablate_parts import SEEDS
-from train.ablate_parts import ablate_parts as compare_parts
+from train.ablate_baselines import ablate_baselines
+from train.ablate_parts import ablate_parts
 from train.compare import compare_runs
 from train.config import Recipe, load_recipe
 from train.console import CACHE, DATA, OUT, CacheOption, DataOption, OutOption, console, progress, refusal, told
@@ -19,18 +19,20 @@ from train.dry_run import DryRun, dry_run
 from train.emotion2vec import convert as convert_checkpoint
 from train.errors import TrainError
 from train.extraction import fill_cache
+from train.planned_time import PlannedTime
 from train.prepare import prepare
 from train.report import read_results, render
 from train.robustness_command import robustness
 from train.run import evaluate_run, train_ensemble, train_members, train_meta_classifiers
+from train.seeded_rows import SEEDS
 from train.transfer_commands import adapt, fewshot, finetune
 
 app = typer.Typer(help="Train a MEDUSA ensemble.", no_args_is_help=True, pretty_exceptions_enable=False)
 results = Console()
 """Standard output: what a command was asked for. Everything else is told on standard error."""
-_PARTS: Final = "parts"
-_TABLES: Final = ("recipe", _PARTS)
-"""Kinds of comparison that `ablate` makes."""
+_SEEDED: Final = {"parts": ablate_parts, "baselines": ablate_baselines}
+"""Tables of `ablate` whose rows have several seeds -> what makes them."""
+_TABLES: Final = ("recipe", *_SEEDED)
 
 RecipeOption = Annotated[Path, typer.Option("--config", help="Recipe file.", exists=True, dir_okay=False)]
 DeviceOption = Annotated[
@@ -192,13 +194,23 @@ def _show(plan: DryRun) -> None:
         results.print(f"{corpus.name}: {corpus.clips:,} clips, {corpus.hours:.1f} h, {size}", markup=False)
     for name, why in plan.missing.items():
         results.print(f"{name}: not here ({why})", markup=False, soft_wrap=True)
-    if plan.training_hours is None:
-        results.print(f"training: no time is told, because {plan.why_no_time}", markup=False, soft_wrap=True)
+    of, most = (" per hour of speech", ", at most") if plan.per_hour else ("", "")
+    if plan.training is None:
+        told_of = f"training: no time is told, because {plan.why_no_time}"
     else:
-        estimate = (
-            f"stages 1 and 2: roughly {plan.training_hours:.1f} h of one process, after a step timed on this machine"
-        )
-        results.print(f"{estimate}; extracting features is not in it", markup=False, soft_wrap=True)
+        told_of = f"stages 1 and 2: {_estimate(plan.training, of + most)}"
+    results.print(told_of, markup=False, soft_wrap=True)
+    if plan.extraction is None:
+        told_of = f"extracting features: no time is told, because {plan.why_no_extraction}"
+    else:
+        told_of = f"passes of {', '.join(plan.timed)}: {_estimate(plan.extraction, of)}. Transcription is not in it"
+    results.print(told_of, markup=False, soft_wrap=True)
+
+
+def _estimate(planned: PlannedTime, of: str) -> str:
+    hours = f"{planned.hours:,.0f}" if planned.hours >= 10 else f"{planned.hours:.2g}"
+    basis = f"estimated from operations and the time of {planned.basis}"
+    return f"roughly {hours} h{of}, in one process on {planned.device}; {basis}"
 
 
 @app.command()
@@ -252,7 +264,8 @@ def ablate(
     members: Annotated[
         str,
         typer.Option(
-            help="Members to take things away from, joined by commas; else one of each set of modalities, at most four. "
+            help="Members to take things away from, or to hold against baselines, joined by commas; else those that the "
+            "recipe names for it, or one of each set of modalities, at most four. "
             "Of parts: members whose modalities and sizes the rows have; else the first that reads several modalities."
         ),
     ] = "",
@@ -260,19 +273,20 @@ def ablate(
         str,
         typer.Option(
             help='"recipe": one thing taken away at a time, and ways to join members; "parts": what VGA, EAAF and MICL add '
-            "to cross-attention."
+            'to cross-attention; "baselines": deep fusion against late fusion, one modality alone and a linear probe.'
         ),
     ] = "recipe",
     seeds: Annotated[
         int | None,
         typer.Option(
-            help=f'Seeds of each row of the table "parts", {SEEDS} if not given; no other table takes it.', min=1
+            help=f"Seeds of each row of the tables {' and '.join(_SEEDED)}, {SEEDS} if not given; no other table takes it.",
+            min=1,
         ),
     ] = None,
     cache: CacheOption = CACHE,
     workers: int = 2,
 ) -> None:
-    """Compare a recipe with itself, one thing taken away at a time, or the second family's parts on its data.
+    """Compare a recipe with itself, one thing taken away at a time, with baselines, or the second family's parts on its data.
 
     What a run in the same folder has trained is used.
 
@@ -280,16 +294,16 @@ def ablate(
     """
     if table not in _TABLES:
         raise typer.BadParameter(f"one of {', '.join(_TABLES)}, got {table!r}", param_hint="--table")
-    if seeds is not None and table != _PARTS:
+    if seeds is not None and table not in _SEEDED:
         raise typer.BadParameter(
             f"rows of the table {table!r} have the seeds that the recipe gives its members, and {seeds} would change nothing: "
-            f"leave it out, or ask for --table {_PARTS}",
+            f"leave it out, or ask for --table {' or '.join(_SEEDED)}",
             param_hint="--seeds",
         )
     recipe, wanted = _load(config), tuple(name.strip() for name in members.split(",") if name.strip())
     with progress() as (report, _), told():
-        if table == _PARTS:
-            page = compare_parts(recipe, data, cache, out, workers, report, wanted, seeds or SEEDS)
+        if table in _SEEDED:
+            page = _SEEDED[table](recipe, data, cache, out, workers, report, wanted, seeds or SEEDS)
         else:
             page = compare_ablations(recipe, data, cache, out, workers, report, wanted)
     console.print(f"comparisons: {page}", markup=False, highlight=False, soft_wrap=True)

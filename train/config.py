@@ -22,7 +22,7 @@ from train.augment_config import AugmentConfig
 from train.corpora import check_options
 from train.corpora.options import CorpusOptions
 from train.errors import RecipeError
-from train.losses import ATTRIBUTE_WEIGHT, CROSS_ENTROPY_WEIGHT, Terms
+from train.losses import ATTRIBUTE_WEIGHT, CLASS_WEIGHT_EXPONENT, CROSS_ENTROPY_WEIGHT, Terms
 from train.micl import TEMPERATURE, WEIGHT, Contrast, Positives
 
 RECIPE_FILE: Final = "recipe.json"
@@ -160,10 +160,12 @@ class MemberDefaults(_Section):
 
 
 class VgaObjective(_Section):
-    """Weights of the loss of members of the family "vga"."""
+    """The loss of members of the family "vga"."""
 
     cross_entropy_weight: float = Field(default=1.0, gt=0)
     attribute_weight: float = Field(default=0.3, ge=0)
+    focal_gamma: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
 
 
 class ContrastConfig(_Section):
@@ -190,14 +192,20 @@ class ObjectiveConfig(_Section):
     cross_entropy_weight: float = Field(default=CROSS_ENTROPY_WEIGHT, gt=0)
     attribute_weight: float = Field(default=ATTRIBUTE_WEIGHT, ge=0)
     """Weight of arousal, valence and dominance in the loss; 0 learns classes alone."""
+    focal_gamma: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Exponent of the focal loss: a class counts (1 - p)^gamma times; 0 is cross-entropy."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the targets that the compared classes get in equal parts."""
+    class_weight: float = Field(default=CLASS_WEIGHT_EXPONENT, ge=0)
+    """Exponent of stage 1's class weights (N / (|C| f_c)); 0 weighs all alike. Fits and stage 2 balance classes themselves."""
     vga: VgaObjective = VgaObjective()
-    """In the place of these two weights, for members of that family."""
+    """In the place of both weights, `focal_gamma` and `label_smoothing`, for members of that family."""
     contrast: ContrastConfig = ContrastConfig()
 
     def terms(self, family: Family) -> Terms:
-        """Weights of a family's loss."""
+        """What a family's loss is made of."""
         of = self.vga if family == "vga" else self
-        return Terms(of.cross_entropy_weight, of.attribute_weight)
+        return Terms(of.cross_entropy_weight, of.attribute_weight, of.focal_gamma, of.label_smoothing)
 
 
 class StageConfig(_Section):
@@ -264,6 +272,13 @@ class AdaptationConfig(_Section):
     """How often every copy of the clips is dealt into calls: first one call a speaker, then more and one-sided ones."""
 
 
+class AblationConfig(_Section):
+    """What `medusa-train ablate` compares unless it is told otherwise. It trains no member of the recipe."""
+
+    members: tuple[str, ...] = ()
+    """Names of the members that things are taken away from; none for the first of different modalities."""
+
+
 class ComputeConfig(_Section):
     """Where encoders and stages run. It changes the order of sums at most, so no stage is trained again for it."""
 
@@ -297,6 +312,8 @@ class Recipe(_Section):
     linear: LinearConfig = LinearConfig()
     meta: MetaConfig
     compute: ComputeConfig = ComputeConfig()
+    ablation: AblationConfig = Field(default=AblationConfig(), exclude=True)
+    """In no dump and no key: naming other members makes no run another."""
 
     @model_validator(mode="after")
     def _buildable(self, info: ValidationInfo) -> Self:
@@ -315,6 +332,8 @@ class Recipe(_Section):
         names = [member.name for member in self.members]
         if len(set(names)) != len(names):
             raise ValueError(f"member names must differ, got {names}")
+        if strangers := [name for name in self.ablation.members if name not in names]:
+            raise ValueError(f"ablation.members has {strangers}: the recipe's members are {names}")
         check_fallbacks(names, self.fallbacks)
         self.member_specs()
         return self

@@ -1,13 +1,10 @@
 """What a recipe would build, keep and take, told without training anything.
 
 Members and encoders are built without memory for their weights. Bytes follow from the data where it is there, from an hour
-of speech where not. Time is told only if it can be measured: the smallest member takes real steps on this machine.
-
-Shapes: B = batch, F = frames, d = width of a frame.
+of speech where not; so does time, which is estimated (`train.planned_time`).
 """
 
 import statistics
-import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,11 +14,8 @@ from typing import Final
 import av
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.audio import MEL_HOP, SAMPLE_RATE_HZ, WHISPER_HOP
-from model.features import FUNCTIONALS_STEPS
 from model.labels import ATTRIBUTES, CLASSES
 from model.network.member import build_member
 from model.network.published import PUBLISHED, parameter_count, parameters_in, published_config
@@ -32,19 +26,16 @@ from train.config import Recipe
 from train.corpora import read_corpus
 from train.errors import CorpusError, RecipeError
 from train.manifest import Clip, Manifest, dominant_class
+from train.planned_shapes import frames_of, shapes
+from train.planned_time import PlannedTime, encoder_operations, passes_s, training_time
 from train.prepare import split_of
 
-TOKENS_PER_S: Final = 3.5
-"""Tokens of a second of speech: two and a half words, somewhat more pieces than words."""
 _HALF: Final = np.dtype(np.float16).itemsize
 _HOUR_S: Final = 3600
 _TYPICAL_S: Final = 5.0
 """Length of the utterance whose shapes are tried where no data says how long they are."""
 _DURATIONS: Final = 500
 """Clips whose files are opened to learn how long clips are."""
-_TIMED_STEPS: Final = 3
-_LARGEST_TIMED: Final = 20_000_000
-"""Parameters above which a step is no longer tried: it would take minutes and gigabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +78,26 @@ class DryRun:
         members: members, in the recipe's order.
         corpora: corpora that are there, the one that trains first.
         missing: corpus that is not there -> why.
-        training_hours: of one process with one thread, stages 1 and 2 of every member and fold, without linear members; None
-            if not measured.
-        why_no_time: why it was not.
+        training: stages 1 and 2 of every member and fold, without linear members; None if there are no others, or no device.
+        why_no_time: why.
+        extraction: passes of encoders of published sizes over all clips and copies; None if there are no such encoders, or no
+            device. Transcription, decoding and other encoders are not in it.
+        timed: encoders that are in it.
+        why_no_extraction: why.
+        per_hour: both are of an hour of speech, and stage 2 at most as long as that, because the corpus that trains is not
+            here.
     """
 
     encoders: tuple[EncoderPlan, ...]
     members: tuple[MemberPlan, ...]
     corpora: tuple[CorpusPlan, ...]
     missing: dict[str, str]
-    training_hours: float | None
+    training: PlannedTime | None
     why_no_time: str
+    extraction: PlannedTime | None
+    timed: tuple[str, ...]
+    why_no_extraction: str
+    per_hour: bool
 
 
 def dry_run(recipe: Recipe, data: Path | None) -> DryRun:
@@ -113,24 +113,40 @@ def dry_run(recipe: Recipe, data: Path | None) -> DryRun:
     encoders = recipe.encoder_specs()
     manifests, missing = _manifests(recipe, data)
     seconds = {name: _mean_s(manifest.clips) for name, manifest in manifests.items()}
-    plans = tuple(
-        EncoderPlan(e.name, e.kind, e.dim, _parameters(e), round(_HOUR_S * _bytes_per_s(e))) for e in encoders.values()
-    )
     trained = recipe.data.corpus
     length_s = seconds.get(trained, _TYPICAL_S)
+    plans = tuple(
+        EncoderPlan(e.name, e.kind, e.dim, _parameters(e), round(_hourly_bytes(e, length_s))) for e in encoders.values()
+    )
     members = tuple(_member_plan(spec, encoders, recipe.stage1.batch_size, length_s) for spec in recipe.member_specs())
-    hourly = sum(plan.bytes_per_hour for plan in plans)
-    spoken = sum(plan.bytes_per_hour for plan in plans if plan.kind != "text-transformer")
     corpora = []
     for name, manifest in manifests.items():
         hours = len(manifest.clips) * seconds[name] / _HOUR_S
-        copies = recipe.data.degraded_copies if name == trained else 0  # a degraded copy has the words of the clean one
-        corpora.append(CorpusPlan(name, len(manifest.clips), hours, round(hours * (hourly + copies * spoken))))
-    if trained in manifests:
-        spent, why = _training_hours(recipe, members, manifests[trained], length_s)
-    else:
-        spent, why = None, f"the corpus {trained} is not here"
-    return DryRun(plans, members, tuple(corpora), missing, spent, why)
+        hourly = sum(
+            _passes(recipe, name, encoder) * _hourly_bytes(encoder, seconds[name]) for encoder in encoders.values()
+        )
+        corpora.append(CorpusPlan(name, len(manifest.clips), hours, round(hours * hourly)))
+    training, why = _training(recipe, members, manifests.get(trained), length_s)
+    heard = {corpus.name: corpus.hours for corpus in corpora} if trained in manifests else {trained: 1.0}
+    extraction, timed, why_none = _extraction(recipe, heard, length_s)
+    return DryRun(
+        encoders=plans,
+        members=members,
+        corpora=tuple(corpora),
+        missing=missing,
+        training=training,
+        why_no_time=why,
+        extraction=extraction,
+        timed=timed,
+        why_no_extraction=why_none,
+        per_hour=trained not in manifests,
+    )
+
+
+def _passes(recipe: Recipe, corpus: str, encoder: EncoderSpec) -> int:
+    """How often an encoder is given a clip: a degraded copy has the words of the clean one."""
+    copies = recipe.data.degraded_copies if corpus == recipe.data.corpus else 0
+    return 1 if encoder.kind == "text-transformer" else 1 + copies
 
 
 def _manifests(recipe: Recipe, data: Path | None) -> tuple[dict[str, Manifest], dict[str, str]]:
@@ -159,18 +175,9 @@ def _mean_s(clips: tuple[Clip, ...]) -> float:
     return statistics.fmean(lengths)
 
 
-def _frames_per_s(encoder: EncoderSpec) -> float:
-    """Frames of a second of speech; of functionals, which have a fixed number an utterance, none."""
-    if encoder.kind == "prosody":
-        return SAMPLE_RATE_HZ / MEL_HOP
-    if encoder.kind == "text-transformer":
-        return TOKENS_PER_S
-    return 0.0 if encoder.kind == "functionals" else SAMPLE_RATE_HZ / WHISPER_HOP  # the rate of wav2vec 2.0's kin too
-
-
-def _bytes_per_s(encoder: EncoderSpec) -> float:
-    """Cached bytes of a second of speech; functionals are made from other frames and not cached."""
-    return _frames_per_s(encoder) * encoder.dim * _HALF
+def _hourly_bytes(encoder: EncoderSpec, length_s: float) -> float:
+    """Cached bytes of an hour of speech in utterances of one length."""
+    return _HOUR_S / length_s * frames_of(encoder, length_s) * encoder.dim * _HALF
 
 
 def _parameters(encoder: EncoderSpec) -> int | None:
@@ -193,22 +200,12 @@ def _parameters(encoder: EncoderSpec) -> int | None:
     return parameters_in(folder)
 
 
-def _shapes(encoders: Mapping[str, EncoderSpec], batch: int, length_s: float) -> dict[str, tuple[int, int, int]]:
-    """`[B, F, d]` of every modality, for utterances of one length."""
-    shapes = {}
-    for name, encoder in encoders.items():
-        functionals = encoder.kind == "functionals"
-        frames = FUNCTIONALS_STEPS if functionals else max(1, round(length_s * _frames_per_s(encoder)))
-        shapes[name] = (batch, -(-frames // encoder.stack) * encoder.stack, encoder.dim)
-    return shapes
-
-
 def _member_plan(spec: MemberSpec, encoders: Mapping[str, EncoderSpec], batch: int, length_s: float) -> MemberPlan:
     inputs = {name: encoders[name] for name in spec.modalities}
     counter = FlopCounterMode(display=False)
     with torch.device("meta"), torch.no_grad(), counter:
         member = build_member(spec, encoders).eval()
-        frames = {name: torch.zeros(shape) for name, shape in _shapes(inputs, batch, length_s).items()}
+        frames = {name: torch.zeros(shape) for name, shape in shapes(inputs, batch, length_s).items()}
         masks = {name: torch.ones(values.shape[:2], dtype=torch.bool) for name, values in frames.items()}
         logits, attributes = member(frames, masks)
     given, expected = (tuple(logits.shape), tuple(attributes.shape)), ((batch, len(CLASSES)), (batch, len(ATTRIBUTES)))
@@ -218,55 +215,49 @@ def _member_plan(spec: MemberSpec, encoders: Mapping[str, EncoderSpec], batch: i
     return MemberPlan(spec.name, spec.modalities, parameters, counter.get_total_flops())
 
 
-def _training_hours(
-    recipe: Recipe, members: tuple[MemberPlan, ...], manifest: Manifest, length_s: float
-) -> tuple[float | None, str]:
-    """Hours of stages 1 and 2 in one process: a timed step of the smallest member, and of the others by their operations.
-
-    Linear members are left out: each is fitted in seconds to minutes.
-    """
+def _training(
+    recipe: Recipe, members: tuple[MemberPlan, ...], manifest: Manifest | None, length_s: float
+) -> tuple[PlannedTime | None, str]:
+    """Time of stages 1 and 2, or why there is none. Linear members are left out: each is fitted in seconds to minutes."""
     fitted = {spec.name for spec in recipe.member_specs() if spec.family == "linear"}
-    members = tuple(member for member in members if member.name not in fitted)
-    if not members:
+    operations = {member.name: member.operations for member in members if member.name not in fitted}
+    if not operations:
         return None, "all members are linear: each is fitted in seconds to minutes"
-    smallest = min(members, key=lambda member: member.operations)
-    if smallest.parameters > _LARGEST_TIMED:
-        return None, f"the smallest member has {smallest.parameters:,} parameters: no step of it was tried here"
+    clips, balanced = _epochs(recipe, manifest) if manifest else (round(_HOUR_S / length_s),) * 2
+    steps = sum(
+        stage.epochs * -(-examples // stage.batch_size)
+        for stage, examples in ((recipe.stage1, clips), (recipe.stage2, balanced))
+    )
+    try:
+        return training_time(recipe, operations, steps, length_s), ""
+    except RecipeError as error:
+        return None, str(error)
+
+
+def _epochs(recipe: Recipe, manifest: Manifest) -> tuple[int, int]:
+    """Examples of an epoch of stage 1, and of stage 2."""
     clips = split_of(manifest, recipe.data).train.clips
     dominant = Counter(dominant_class(clip, recipe.data.intended_votes) for clip in clips)
     undecided = dominant.pop(None, 0)
     rarest = min(dominant.values())
-    balanced = rarest * len(dominant) + min(rarest, undecided)
-    steps = sum(
-        stage.epochs * -(-examples // stage.batch_size)
-        for stage, examples in ((recipe.stage1, len(clips)), (recipe.stage2, balanced))
-    )
-    fits = recipe.meta.folds  # one on all speakers, and `folds` of them without one part of `folds`
-    per_operation = _step_s(recipe, smallest.name, length_s) / smallest.operations
-    total = sum(member.operations for member in members) * per_operation * steps * fits
-    return total / _HOUR_S, ""
+    return len(clips), rarest * len(dominant) + min(rarest, undecided)
 
 
-def _step_s(recipe: Recipe, name: str, length_s: float) -> float:
-    """Seconds of one training step of a member, in one thread as in a worker; the median of several."""
-    spec = next(spec for spec in recipe.member_specs() if spec.name == name)
-    encoders = {modality: recipe.encoder_specs()[modality] for modality in spec.modalities}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _extraction(
+    recipe: Recipe, heard: Mapping[str, float], length_s: float
+) -> tuple[PlannedTime | None, tuple[str, ...], str]:
+    """Time of the encoders' passes over `heard`, hours of speech by corpus, and the encoders in it; or why there is none."""
+    encoders = recipe.encoder_specs()
+    known = {name: found for name, e in encoders.items() if (found := encoder_operations(e, length_s)) is not None}
+    if not known:
+        return None, (), "it has no encoder of published sizes, which alone are counted"
     try:
-        member = build_member(spec, encoders).train()
-        optimizer = torch.optim.AdamW(member.parameters())
-        frames = {n: torch.randn(shape) for n, shape in _shapes(encoders, recipe.stage1.batch_size, length_s).items()}
-        masks = {n: torch.ones(values.shape[:2], dtype=torch.bool) for n, values in frames.items()}
-        seconds = []
-        for _ in range(1 + _TIMED_STEPS):  # the first allocates
-            start = time.perf_counter()
-            logits, attributes = member(frames, masks)
-            loss: Tensor = logits.square().mean() + attributes.square().mean()
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            optimizer.step()
-            seconds.append(time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(threads)
-    return statistics.median(seconds[1:])
+        seconds, device = passes_s(recipe, known)
+    except RecipeError as error:
+        return None, (), str(error)
+    total = sum(
+        hours * _passes(recipe, corpus, encoders[name]) * spent / length_s
+        for corpus, hours in heard.items()
+        for name, spent in seconds.items()
+    )
+    return PlannedTime(total, "a pass through one Transformer layer", device), tuple(known), ""

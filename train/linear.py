@@ -6,7 +6,7 @@ W are the heads' weights, without their biases. W_0 is what the member begins wi
 transferred (L2-SP, as `train.transfer.start.Anchor` has it for the other families). Towards a source the pull is max(1, held /
 clips) times as strong, so that a handful of clips moves little. The loss is stage 1's (`train.losses`), but all classes that
 are the first of some clip have the same mass in it: for that, stage 2 draws balanced subsets. Of several strengths the held-out
-speakers choose, as they choose epochs. Without rated attributes the problem is convex.
+speakers choose, as they choose epochs. Without rated attributes the problem is convex, unless the loss is focal.
 
 Shapes: N = examples of all draws, D = width of what the heads read.
 """
@@ -28,7 +28,7 @@ from train.dataset import Examples, concatenate, labels_of, steps_of, tensors
 from train.execution import Execution, moved
 from train.history import History
 from train.loop import StageData, class_bias, selection_score
-from train.losses import Labels, class_weights, multitask_loss
+from train.losses import Labels, class_weights, multitask_loss, smoothed
 
 log = logging.getLogger(__name__)
 
@@ -113,8 +113,9 @@ class _Problem:
         self._x = _represented(member, inputs, drawn.subset(first), device)
         self._copies = torch.from_numpy(copies).to(device)
         self._labels = Labels(labels.classes.to(device), labels.attributes.to(device), labels.rated.to(device))
-        self._weights = _balancing(drawn).to(device)
-        self._bias = class_bias(data.compared or data.trained_classes).to(device)
+        bias = class_bias(data.compared or data.trained_classes)
+        self._weights = _balancing(drawn, smoothed(labels.classes, bias, data.terms.label_smoothing)).to(device)
+        self._bias = bias.to(device)
 
     def solve(self, l2: float) -> tuple[float, int]:
         """From the member's weights to the problem's, in place; the mean loss there, without the pull, and iterations."""
@@ -177,7 +178,7 @@ def _distinct(examples: Examples, modalities: Sequence[str]) -> tuple[npt.NDArra
     return np.array(first, np.int64), copies
 
 
-def _balancing(examples: Examples) -> Tensor:
-    """`[8]`: gives every class the same mass of targets; 1 for classes that only stray votes are for."""
-    leading = np.isin(np.arange(examples.targets.shape[1]), examples.dominant)
-    return torch.where(torch.from_numpy(leading), class_weights(examples.targets, 1.0), 1.0)
+def _balancing(examples: Examples, targets: Tensor) -> Tensor:
+    """`[8]`: gives every class the same mass of `targets [N, 8]`; 1 for classes that only stray votes are for."""
+    leading = np.isin(np.arange(targets.shape[1]), examples.dominant)
+    return torch.where(torch.from_numpy(leading), class_weights(targets.numpy(), 1.0), 1.0)

@@ -1,6 +1,7 @@
 """The multitask loss of stages 1 to 3, class weights, and Manifold MixUp.
 
-Source: MEDUSA, arXiv:2506.09556, section 2.2: 1.5 * cross-entropy + 0.4 * mean squared error.
+Source: MEDUSA, arXiv:2506.09556, section 2.2: 1.5 * cross-entropy + 0.4 * mean squared error. Options, off by default: the
+focal loss (Lin et al. 2017, arXiv:1708.02002) and label smoothing (Szegedy et al. 2016, arXiv:1512.00567, section 7).
 
 Shapes: B = batch, C = 8 classes, A = 3 attributes.
 """
@@ -17,19 +18,24 @@ from model.labels import ATTRIBUTE_RANGE
 
 CROSS_ENTROPY_WEIGHT = 1.5
 ATTRIBUTE_WEIGHT = 0.4
+CLASS_WEIGHT_EXPONENT = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """Weights of the loss' terms; the defaults are the paper's.
+    """The loss' terms; the defaults are the paper's.
 
     Attributes:
-        cross_entropy: of the classes.
-        attributes: of the squared error of attributes.
+        cross_entropy: weight of the classes.
+        attributes: weight of the squared error of attributes.
+        focal_gamma: exponent gamma >= 0 of the focal loss; 0 is cross-entropy.
+        label_smoothing: share in 0..1 of the uniform distribution in the targets.
     """
 
     cross_entropy: float = CROSS_ENTROPY_WEIGHT
     attributes: float = ATTRIBUTE_WEIGHT
+    focal_gamma: float = 0.0
+    label_smoothing: float = 0.0
 
 
 PAPER: Final = Terms()
@@ -86,10 +92,13 @@ def multitask_loss(
         class_weights: `[C]`, 1 everywhere for an unweighted loss.
         class_bias: `[C]`, 0 for trained classes and a large negative number for others.
         totals: counts over the whole step; None where this batch is the step.
-        terms: weights of the two losses.
+        terms: weights of the two losses, focal exponent, label smoothing.
     """
     log_posterior = torch.log_softmax(logits + class_bias, dim=1)
-    per_example = -(class_weights * labels.classes * log_posterior).sum(dim=1)
+    per_class = class_weights * smoothed(labels.classes, class_bias, terms.label_smoothing) * log_posterior
+    if terms.focal_gamma:
+        per_class = per_class * _focal_factor(log_posterior, terms.focal_gamma)
+    per_example = -per_class.sum(dim=1)
     cross_entropy = per_example.mean() if totals is None else per_example.sum() / totals.rows
     low, high = ATTRIBUTE_RANGE
     error = ((attributes - labels.attributes) / (high - low)).square()
@@ -99,7 +108,24 @@ def multitask_loss(
     return terms.cross_entropy * cross_entropy + terms.attributes * mean_error
 
 
-def class_weights(targets: np.ndarray[tuple[int, int], np.dtype[np.float32]], exponent: float = 0.5) -> Tensor:
+def smoothed(classes: Tensor, class_bias: Tensor, smoothing: float) -> Tensor:
+    """(1 - e) t + e u: soft targets `[B, C]` mixed with the uniform distribution over the classes of bias 0."""
+    if not smoothing:
+        return classes
+    compared = (class_bias == 0).to(classes.dtype)
+    return (1.0 - smoothing) * classes + smoothing * compared / compared.sum()
+
+
+def _focal_factor(log_posterior: Tensor, gamma: float) -> Tensor:
+    """(1 - p)^gamma of every class, `[B, C]`."""
+    rest = -torch.expm1(log_posterior)
+    # The slope of rest^gamma at rest = 0 is infinite for gamma < 1; it meets log p = 0 there, and the product is not a number.
+    return rest.clamp(min=torch.finfo(rest.dtype).tiny).pow(gamma)
+
+
+def class_weights(
+    targets: np.ndarray[tuple[int, int], np.dtype[np.float32]], exponent: float = CLASS_WEIGHT_EXPONENT
+) -> Tensor:
     """alpha_c = (N / (|C| f_c))^exponent from soft counts f_c of `targets [N, C]`; 1 for a class that never occurs."""
     counts = targets.sum(axis=0)
     present = counts > 0

@@ -26,9 +26,11 @@ _FORMAT: Final = 1
 def stack_key(recipe: Recipe, member_keys: Sequence[str]) -> str:
     """Names everything that decides the result of stages 3 and 4: the members' weights, by their keys, and the draws."""
     parts = recipe.model_dump(mode="json", include={"seed", "meta", "text", "augment"})
-    own = recipe.objective.model_dump(mode="json", exclude={"vga", "contrast"})  # the members' keys hold those
-    plain = ObjectiveConfig().cross_entropy_weight  # counts where it is changed, so that older results keep their key
-    parts["objective"] = {n: v for n, v in own.items() if (n, v) != ("cross_entropy_weight", plain)}
+    # The members' keys hold what is left out here.
+    own = recipe.objective.model_dump(mode="json", exclude={"vga", "contrast", "class_weight"})
+    later = {"cross_entropy_weight", "focal_gamma", "label_smoothing"}
+    plain = ObjectiveConfig()  # these count where they are changed, so that older results keep their key
+    parts["objective"] = {n: v for n, v in own.items() if n not in later or v != getattr(plain, n)}
     parts |= {"format": _FORMAT, "members": list(member_keys)}
     if recipe.fallbacks:
         parts["fallbacks"] = recipe.fallbacks

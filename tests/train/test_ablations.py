@@ -21,11 +21,12 @@ from train.ablations import (
     no_stage_2,
     one_hot_targets,
 )
-from train.config import Recipe, load_recipe
+from train.config import AblationConfig, Recipe, load_recipe, plain_recipe
 from train.errors import RecipeError
 from train.execution import Execution
 from train.loop import StageData, Step
 from train.stages.members import ALL_SPEAKERS, Job, draw_training, train_member
+from train.stored_stack import stack_key
 
 SHIPPED = sorted(RECIPES.rglob("*.toml"))
 
@@ -177,9 +178,39 @@ def test_what_changes_nothing_is_said_to() -> None:
     assert "without it already" in by_name["no mixup"].why_not(no_mixup(recipe), rated, "both")
 
 
+@pytest.mark.parametrize("name", ["medusa", "small"])
+def test_the_members_of_the_papers_table_2_are_compared(name: str) -> None:
+    recipe = load_recipe(RECIPES / f"{name}.toml")
+    numbers = {member.name: number for number, member in enumerate(recipe.members, 1)}  # table 1's
+    assert [numbers[member] for member in chosen_members(recipe)] == [2, 8, 9, 13]
+    assert chosen_members(recipe, ("wavlm-modernbert",)) == ("wavlm-modernbert",), "what is asked for comes first"
+
+
+def test_naming_compared_members_makes_no_run_another(tmp_path: Path) -> None:
+    """No dump has them, so no key has; a name that no member has is an error."""
+    plain = make_recipe()
+    named = Recipe.model_validate(plain.model_dump() | {"ablation": {"members": [plain.members[0].name]}})
+    assert named.ablation.members
+    assert named.model_dump(mode="json") == plain.model_dump(mode="json")
+    assert plain_recipe(named) == plain_recipe(plain)
+    with pytest.raises(ValueError, match=r"ablation.members has \['wavlm'\]: the recipe's members are \['tiny'"):
+        Recipe.model_validate(plain.model_dump() | {"ablation": {"members": ["wavlm"]}})
+
+
+def test_the_exponent_of_class_weights_is_a_recipe_s(tmp_path: Path) -> None:
+    """At its default it is in no key; another one trains stage 1 anew, and stage 3 has it from the members."""
+    data, recipe = make_training_set(make_examples(TRAINED * 5 + ("angry",) * 20)), make_recipe()
+    flat = recipe.model_copy(update={"objective": recipe.objective.model_copy(update={"class_weight": 0.0})})
+    job = Job(recipe.member_specs()[0], ALL_SPEAKERS)
+    weights = [train_member(job, each, data, tmp_path).state_dict()["encs.text.w1.weight"] for each in (recipe, flat)]
+    assert not torch.equal(*weights)
+    assert stack_key(recipe, ["member"]) == stack_key(flat, ["member"])
+
+
 def test_members_of_different_modalities_are_compared() -> None:
-    chosen = chosen_members(load_recipe(RECIPES / "medusa.toml"))
-    sets = {frozenset(m.modalities) for m in load_recipe(RECIPES / "medusa.toml").members if m.name in chosen}
+    medusa = load_recipe(RECIPES / "medusa.toml").model_copy(update={"ablation": AblationConfig()})
+    chosen = chosen_members(medusa)
+    sets = {frozenset(m.modalities) for m in medusa.members if m.name in chosen}
     assert len(chosen) == len(sets) == 4
     kinds = [("one", ["text"]), ("both", ["prosody", "text"]), ("again", ["text", "prosody"]), ("other", ["prosody"])]
     recipe = make_recipe(

@@ -154,7 +154,7 @@ def train_member(
             "stage1",
             recipe.stage1,
             _all_examples(recipe, data, copies, job),
-            class_weights(aimed(recipe, copies[0]).targets),
+            class_weights(aimed(recipe, copies[0]).targets, recipe.objective.class_weight),
         ),
         ("stage2", recipe.stage2, _balanced(recipe, data, labelled), torch.ones(len(CLASSES))),
     )
@@ -336,7 +336,9 @@ def _key(recipe: Recipe, job: Job, stage: str, content: str) -> str:
     later = {"fusion", "family", "attention", "gates", "contrast"}
     plain = {f.name: f.default for f in fields(MemberSpec) if f.name in later}
     member = {n: value for n, value in asdict(job.member).items() if n not in plain or value != plain[n]}
-    unread = ({"vga"} if job.member.family != "vga" else set()) | (set() if job.member.contrast else {"contrast"})
+    unread = {"focal_gamma", "label_smoothing"} if job.member.family == "vga" else {"vga"}
+    unread |= set() if job.member.contrast else {"contrast"}
+    unread |= {"class_weight"} if _is_fitted(job) else set()
     if objective := recipe.objective.model_dump(mode="json", exclude_defaults=True, exclude=unread):
         parts["objective"] = objective
     parts["job"] = {"member": member, "fold": job.fold} | ({"drawn_by_name": True} if job.drawn_by_name else {})
