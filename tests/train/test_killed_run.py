@@ -44,18 +44,22 @@ def files_of(out: Path) -> Iterator[tuple[Path, bytes]]:
 
 @pytest.mark.timeout(900)
 def test_runs_killed_at_ten_random_moments_end_in_the_same_bytes(run: Run, tmp_path: Path) -> None:
-    """Within features, two members at once, meta-classifiers and evaluation; a run that ends makes way for a fresh one."""
+    """Within features, one member or two at once, meta-classifiers, evaluation; a run that ends makes way for a fresh one."""
     (tmp_path / "recipe.json").write_text(json.dumps(plain_recipe(run.recipe)), encoding="utf-8")
     draw, expected = random.Random(time.time_ns()), dict(files_of(run.out))
     killed: list[str] = []
     for number in count():
         folder = tmp_path / str(number)
         given = [str(path) for path in (tmp_path / "recipe.json", run.data, folder / "cache", folder / "out")]
-        program = [sys.executable, "-m", "tests.train.run_program", *given, "2"]
-        while len(killed) < KILLS and (said := killed_or_ended(program, draw.randint(1, 12), draw.uniform(0.0, 0.5))):
+        program = [sys.executable, "-m", "tests.train.run_program", *given]
+
+        def killed_by(behind: int, workers: str, program: list[str] = program) -> list[str]:
+            return killed_or_ended([*program, workers], behind, draw.uniform(0.0, 0.5))
+
+        while len(killed) < KILLS and (said := killed_by(draw.randint(1, 12), draw.choice("12"))):
             killed.append(said[-1])
         if len(killed) == KILLS:
-            assert not killed_or_ended(program, 1_000_000, 0.0)
+            assert not killed_by(1_000_000, "1")
         found = dict(files_of(folder / "out"))
         assert found.keys() == expected.keys()
         for path, written in found.items():
