@@ -18,7 +18,7 @@ DEEP: Final = "deep fusion"
 LATE: Final = "late fusion"
 PROBE: Final = "linear probe"
 STRENGTHS: Final = (0.05, 0.5, 5.0)
-"""Of the probe's L2, tried on the held-out speakers where the recipe gives no choice: a decade around its default."""
+"""Of the probe's L2: the held-out speakers choose among these and the recipe's, where that gives no choice."""
 
 
 def alone(modality: str) -> str:
@@ -77,7 +77,9 @@ def baselines_recipe(recipe: Recipe, found: tuple[Variant, ...]) -> Recipe:
     changed = rows_recipe(recipe, found)
     if len(recipe.linear.l2) > 1:
         return changed
-    return changed.model_copy(update={"linear": recipe.linear.model_copy(update={"l2": STRENGTHS})})
+    return changed.model_copy(
+        update={"linear": recipe.linear.model_copy(update={"l2": tuple(sorted({*STRENGTHS, *recipe.linear.l2}))})}
+    )
 
 
 def _rows(recipe: Recipe, spec: MemberSpec, seed: int) -> dict[str, MemberConfig]:

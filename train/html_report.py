@@ -76,7 +76,7 @@ def _calibration(found: Mapping[str, Any]) -> str:
     ]
     return (
         '<section aria-labelledby="calibration"><h2 id="calibration">Calibration</h2>'
-        f"<p>Fitted on {found['clips']} clips of {found['speakers']} development speakers, and judged above on others. "
+        f"<p>Fitted on {phrases.calibrated_on(found)}, and judged above on others. "
         f"Temperature {found['temperature']:.3f}. The ensemble abstains below a confidence of {found['abstain_below']:.3f}: "
         f"the {found['abstain_quantile']:.0%} least confident of these clips. Its uncertainty is the Jensen-Shannon "
         "divergence of the members' posteriors, 0 to 1.</p>"

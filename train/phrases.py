@@ -68,6 +68,13 @@ def weakest(evaluation: Mapping[str, Any]) -> str:
     return f"Weakest class: {name}, F1 {estimate(found)}{mistaken}."
 
 
+def calibrated_on(found: Mapping[str, Any]) -> str:
+    """Whose clips temperature and threshold are fitted to."""
+    if found.get("held_out", True):  # reports from before do not tell
+        return f"{found['clips']} clips of {found['speakers']} development speakers"
+    return f"what members made of {found['clips']} clips of {found['speakers']} speakers before they learned them"
+
+
 def calibration(evaluation: Mapping[str, Any]) -> str:
     """Whether the temperature improves the posteriors: intervals decide."""
     found = evaluation["calibration"]

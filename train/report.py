@@ -126,7 +126,7 @@ def _gap(evaluation: Mapping[str, Any]) -> list[str]:
 def _calibration(found: Mapping[str, Any]) -> str:
     ratios = ", ".join(f"{name} {prior['log_ratio']:+.2f}" for name, prior in found["prior"].items())
     return (
-        f"Fitted on {found['clips']} clips of {found['speakers']} development speakers: temperature "
+        f"Fitted on {phrases.calibrated_on(found)}: temperature "
         f"{found['temperature']:.3f}; abstains below a confidence of {found['abstain_below']:.3f}; log prior ratio {ratios}. "
         + phrases.STORING
     )

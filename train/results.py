@@ -161,7 +161,9 @@ def results_of(
         ),
         "data": [
             f"Trained on {data.corpus}: {len(training.train)} clips of {len(set(training.train.speakers))} speakers.",
-            f"Selected and calibrated on {len(set(training.dev.speakers))} other speakers.",
+            f"Selected and calibrated on {len(set(training.dev.speakers))} other speakers."
+            if training.selects
+            else "Nobody was held out: nothing was selected.",
             *([f"Degraded copies of every clip, {kinds}: {data.degraded_copies}."] if data.degraded_copies else []),
             f"Licence of the data: {data.licence}.",
             f"Soft targets: the raters' votes{acted}.",
@@ -245,6 +247,7 @@ def _calibration(prepared: Prepared, trained: Stacked) -> dict[str, Any]:
         "temperature": trained.temperature,
         "abstain_below": trained.abstain_below,
         "abstain_quantile": ABSTAIN_QUANTILE,
+        "held_out": prepared.training.selects,
         "prior": {
             CLASSES[column]: {"heard": float(h), "taught": float(t), "log_ratio": float(np.log(r))}
             for column, h, t, r in zip(columns, heard, implied / implied.sum(), ratio, strict=True)

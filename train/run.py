@@ -60,6 +60,7 @@ class Descent:
         beside: test set -> system -> its guesses `[N]`: what the ensemble is compared with, its source above all.
         limits: what a reader of the card must know.
         probes: linear probes on the training data are compared with too.
+        selected: held-out speakers chose epochs and strengths; else there are no scores of theirs to show.
         known: the speakers of the steps before, and of audio without labels.
     """
 
@@ -67,6 +68,7 @@ class Descent:
     beside: Mapping[str, Mapping[str, Guesses]] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
     probes: bool = True
+    selected: bool = True
     known: tuple[Acquaintance, ...] = ()
 
 
@@ -249,7 +251,9 @@ def finish_run(
         adaptation=prepared.adaptation,
         lineage=descent.lineage,
         fallbacks=trained.fallbacks,
-        prior_log_ratio={name: prior["log_ratio"] for name, prior in results["calibration"]["prior"].items()},
+        prior_log_ratio={name: prior["log_ratio"] for name, prior in results["calibration"]["prior"].items()}
+        if prepared.training.selects
+        else {},
     )
     save_checkpoint(out / "checkpoint", checkpoint)
     training = prepared.training
@@ -294,8 +298,9 @@ def _evaluate(
         results["data"].append(told_of(recipe))
     results["limits"] = [*descent.limits, *results["limits"]]
     names = tuple(member.name for member in recipe.members)
-    curves = learning_curves(out / "members", names) + meta_curves(out / "meta")
-    return results | {"learning_curves": curves, "linear_fits": linear_fits(out / "members", names)}
+    curves = learning_curves(out / "members", names) + meta_curves(out / "meta") if descent.selected else []
+    fits = linear_fits(out / "members", names) if descent.selected else []
+    return results | {"learning_curves": curves, "linear_fits": fits}
 
 
 def jobs_of(recipe: Recipe) -> list[Job]:

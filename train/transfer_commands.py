@@ -27,8 +27,6 @@ RecipeOption = Annotated[
 ]
 MembersOption = Annotated[str, typer.Option(help="Members to begin with, joined by commas; all if not given.")]
 
-UnitOption = Annotated[str, typer.Option(help=f"What a budget counts: {' or '.join(UNITS)}.")]
-
 
 def finetune(
     run: RunOption,
@@ -41,17 +39,21 @@ def finetune(
     budget: Annotated[
         float | None, typer.Option(help="Share of the labels to learn from, as fewshot draws it; all if not given.")
     ] = None,
-    unit: UnitOption = UNITS[0],
-    draw: Annotated[int, typer.Option(help="Number of the draw of the budget.", min=0)] = 0,
+    unit: Annotated[
+        str | None, typer.Option(help=f"What the budget counts: {' or '.join(UNITS)} (speakers if not given).")
+    ] = None,
+    draw: Annotated[int | None, typer.Option(help="Number of the draw of the budget (0 if not given).", min=0)] = None,
 ) -> None:
     """Train the members of a finished run further on a corpus of your own, and join and calibrate them anew.
 
     Example: medusa-train finetune --run runs/default --config mine.toml --data data --out runs/mine
     """
-    counted = _unit(unit)
+    if budget is None and (unit is not None or draw is not None):
+        raise typer.BadParameter("they are of a budget: give --budget too", param_hint="--unit, --draw")
+    counted = _unit(unit or UNITS[0])
     with progress() as (report, _), told():
         source, target = _read(run, config, members, recipe)
-        spent = None if budget is None else Budget(budget, draw, counted, target.transfer.validation)
+        spent = None if budget is None else Budget(budget, draw or 0, counted, target.transfer.validation)
         page = finetune_run(source, target, data, cache, out, report, spent)
     _tell("checkpoint and report", out, page)
 
@@ -68,7 +70,7 @@ def fewshot(
         str, typer.Option(help="Shares of the labels, rising, joined by commas; the last is full training.")
     ] = _BUDGETS,
     draws: Annotated[int, typer.Option(help="How often each budget is drawn.", min=1)] = 3,
-    unit: UnitOption = UNITS[0],
+    unit: Annotated[str, typer.Option(help=f"What a budget counts: {' or '.join(UNITS)}.")] = UNITS[0],
 ) -> None:
     """Show what few labels of a corpus of your own are worth: a curve over budgets, fine-tuned and from scratch.
 

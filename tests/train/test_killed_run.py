@@ -46,7 +46,8 @@ def files_of(out: Path) -> Iterator[tuple[Path, bytes]]:
 def test_runs_killed_at_ten_random_moments_end_in_the_same_bytes(run: Run, tmp_path: Path) -> None:
     """Within features, one member or two at once, meta-classifiers, evaluation; a run that ends makes way for a fresh one."""
     (tmp_path / "recipe.json").write_text(json.dumps(plain_recipe(run.recipe)), encoding="utf-8")
-    draw, expected = random.Random(time.time_ns()), dict(files_of(run.out))
+    seed = time.time_ns()
+    draw, expected = random.Random(seed), dict(files_of(run.out))
     killed: list[str] = []
     for number in count():
         folder = tmp_path / str(number)
@@ -63,6 +64,6 @@ def test_runs_killed_at_ten_random_moments_end_in_the_same_bytes(run: Run, tmp_p
         found = dict(files_of(folder / "out"))
         assert found.keys() == expected.keys()
         for path, written in found.items():
-            assert written == expected[path], f"{path} differs after kills behind {killed}"
+            assert written == expected[path], f"{path} differs after kills behind {killed}, seed {seed}"
         if len(killed) == KILLS:
             break

@@ -132,6 +132,7 @@ def adapt(source: Source, target: Target, method: str, data: Path, cache: Path, 
         beside=untouched(source, heard.prepared),
         limits=found.limits,
         probes=False,
+        selected=method != "self-train",
         known=(*source.acquaintances((source.recipe.data.corpus,), data), Acquaintance(corpus, speakers)),
     )
     return finish_run(heard.recipe, tested, found.ensemble, cache, out, progress, descent)

@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from model.network.member import Member
 from model.spec import Lineage
 from train.acquaintance import Acquaintance
@@ -92,6 +94,8 @@ def finetune(
         ),
         beside=untouched(source, as_source),
         limits=(*limits, *((told_of(guessed.audio),) if guessed else ())),
+        probes=prepared.training.selects,  # theirs would choose their strength on what they have learned
+        selected=prepared.training.selects,
         known=(*known, *heard),
     )
     return finish_run(recipe, prepared, ensemble, cache, out, progress, descent)
@@ -146,6 +150,8 @@ def _kept(source: Source, recipe: Recipe, prepared: Prepared, members: tuple[Mem
     attributes = source.checkpoint.spec.trained_attributes
     judged = members if prepared.training.selects else _as_begun(source, prepared)
     stacked = replace(joined(recipe, prepared, judged, meta, attributes, source.fallbacks), members=members)
+    if not prepared.training.selects:  # what these clips moved is the prior that the others were found to have
+        stacked = replace(stacked, prior_ratio=np.ones_like(stacked.prior_ratio))
     save_stacked(out / "meta", "given", stacked)
     return stacked
 

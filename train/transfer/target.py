@@ -14,7 +14,7 @@ from train.manifest import Clip, Manifest, Split
 
 _OWN: Final = "transfer"
 """Section that recipes do not have."""
-_SOURCES: Final = frozenset({"encoders", "members", "member_defaults", "fallbacks", "adaptation"})
+_SOURCES: Final = frozenset({"encoders", "members", "member_defaults", "fallbacks", "adaptation", "ablation"})
 """Sections that only the source decides: others would make other networks, or let them hear channels otherwise than they
 learned to. What the reference of channels is, `statistics` says."""
 _STAGE_2: Final[dict[str, Any]] = {"epochs": 0, "batch_size": 32, "learning_rate": 1e-4}

@@ -83,6 +83,15 @@ def test_confidence_is_not_fitted_to_what_was_learned(world: World, spent: Path,
     assert checkpoint.temperature != pytest.approx(temperatures[1], rel=1e-2)
     card = (spent / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "Nobody of the 2 labelled speakers was held out: nothing was selected" in card
+    assert "before they learned them: temperature" in card
+    results = json.loads((spent / "report.json").read_text())
+    for text in (card, (spent / "report.html").read_text(encoding="utf-8"), json.dumps(checkpoint.training)):
+        assert "calibrated on" not in text
+        assert "development speakers, " not in text
+    assert results["learning_curves"] == results["linear_fits"] == [], "no score of theirs is held out"
+    (evaluation,) = results["evaluations"].values()
+    assert not any("probe" in name for name in evaluation["systems"])
+    assert checkpoint.prior_log_ratio == {}
     assert torch.equal(checkpoint.meta.linear.weight, soft_vote(1).linear.weight)
 
 
@@ -101,7 +110,8 @@ def test_the_command_takes_a_budget(world: World, tmp_path: Path) -> None:
     assert step.command == "medusa-train finetune --budget 0.5 --unit clips --draw 2"
     for wrong, said in (
         (("--budget", "1.5"), "a share above 0 and at most 1"),
-        (("--unit", "words"), "speakers, clips"),
+        (("--budget", "0.5", "--unit", "words"), "speakers, clips"),
+        (("--draw", "1"), "give --budget too"),
     ):
         code, told = invoke(*wrong)
         assert (code, said in told) == (2, True), told
