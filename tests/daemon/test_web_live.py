@@ -128,7 +128,8 @@ async def test_the_microphone_gives_what_the_recording_gives_offline(
         assert one["top"] == other["top"]
         assert words(one["text"]) == words(other["text"])
         for edge in ("start_ms", "end_ms"):
-            assert float(one[edge]) - shift == pytest.approx(float(other[edge]), abs=EDGE_MS)
+            moved = float(one[edge]) - shift  # by an edge that has moved itself
+            assert moved == pytest.approx(float(other[edge]), abs=2 * EDGE_MS)
         for name in (name for name in one if name.startswith("p_")):
             assert float(one[name]) == pytest.approx(float(other[name]), abs=CODEC_COST), name
 
