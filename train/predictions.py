@@ -20,7 +20,12 @@ _COLUMNS: Final = ("id", "speaker", "gender", "intended", "top", "confidence", "
 
 def predictions_file(name: str) -> str:
     """Path of a test set's table within the run's folder: "cremad, degraded" is in `predictions/cremad-degraded.csv`."""
-    return f"{FOLDER}/{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.csv"
+    return f"{FOLDER}/{slug(name)}.csv"
+
+
+def slug(name: str) -> str:
+    """A name as a file may have it: lower case, and one hyphen for whatever is no letter or digit."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def write_predictions(

@@ -10,9 +10,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from model.labels import ATTRIBUTES
+from model.labels import ATTRIBUTES, CLASSES
 from train.calibration import disagreements
 from train.dataset import Examples
+from train.errors import RunError
 
 Posterior = npt.NDArray[np.floating]
 Guesses = npt.NDArray[np.int64]
@@ -111,3 +112,29 @@ class Outputs:
     def disagreement(self) -> npt.NDArray[np.float64]:
         """The members' disagreement `[N]` in 0..1."""
         return disagreements(self.members)
+
+
+def joined(references: Sequence[Reference]) -> Reference:
+    """The truth about several sets of clips as about one.
+
+    Raises:
+        RunError: if one is held against votes and another against what was acted.
+    """
+    kinds = {reference.kind for reference in references}
+    if len(kinds) > 1:
+        raise RunError(f"parts of one corpus are held against different things, {' and '.join(sorted(kinds))}")
+    rated = any(reference.votes is not None for reference in references)
+    return Reference(
+        ids=tuple(clip for reference in references for clip in reference.ids),
+        speakers=tuple(speaker for reference in references for speaker in reference.speakers),
+        genders=tuple(gender for reference in references for gender in reference.genders),
+        truth=np.concatenate([reference.truth for reference in references]),
+        kind=kinds.pop(),
+        votes=np.concatenate([_votes(reference) for reference in references]) if rated else None,
+        attributes=np.concatenate([reference.attributes for reference in references]),
+    )
+
+
+def _votes(reference: Reference) -> Posterior:
+    """Votes that were left out repeat the truth."""
+    return np.eye(len(CLASSES))[reference.truth] if reference.votes is None else reference.votes

@@ -71,12 +71,16 @@ def fewshot(
     ] = _BUDGETS,
     draws: Annotated[int, typer.Option(help="How often each budget is drawn.", min=1)] = 3,
     unit: Annotated[str, typer.Option(help=f"What a budget counts: {' or '.join(UNITS)}.")] = UNITS[0],
+    turns: Annotated[
+        bool,
+        typer.Option("--turns", help="Test on every fold or session of the target in its turn, and put them together."),
+    ] = False,
 ) -> None:
     """Show what few labels of a corpus of your own are worth: a curve over budgets, fine-tuned and from scratch.
 
     Example: medusa-train fewshot --run runs/default --config mine.toml --data data --out runs/mine-fewshot
     """
-    plan = Plan(_shares(budgets), draws, _unit(unit))
+    plan = Plan(_shares(budgets), draws, _unit(unit), turns)
     with progress() as (report, _), told():
         source, target = _read(run, config, members, recipe)
         page = compare_budgets(source, target, plan, data, cache, out, report)

@@ -11,8 +11,9 @@ from tests.train.corpora.trees import write_dialogue
 from tests.train.synthetic import RECIPES, write_actors, write_votes, write_wav
 from train.config import Recipe, load_recipe
 from train.corpora import read_corpus
-from train.errors import CorpusError
+from train.errors import CorpusError, RecipeError
 from train.prepare import TRAINING, Prepared, prepare
+from train.turns import turns_of
 
 SESSIONS = ("Ses01", "Ses02", "Ses03", "Ses04", "Ses05")
 ACTORS = range(1001, 1012)
@@ -121,3 +122,21 @@ def test_another_seed_makes_other_folds(data: Path) -> None:
         for seed in (0, 0, 1)
     )
     assert first == again != other
+
+
+def test_every_session_or_fold_has_its_turn(data: Path) -> None:
+    """Whichever the recipe itself tests on, and nothing else of it changes."""
+    recipe = recipe_of(corpus="iemocap", split="session", test_session="Ses03")
+    turns = turns_of(recipe, data)
+    assert [turn.name for turn in turns] == [turn.recipe.data.test_session for turn in turns] == list(SESSIONS)
+    assert [turn.folder for turn in turns] == ["0-ses01", "1-ses02", "2-ses03", "3-ses04", "4-ses05"]
+    assert turns[2].recipe == recipe
+    recipe = recipe_of(corpus="cremad", split="folds", folds=FOLDS, test_fold=1)
+    turns = turns_of(recipe, data)
+    assert [turn.recipe.data.test_fold for turn in turns] == list(range(FOLDS))
+    assert (turns[1].name, turns[1].folder, turns[1].recipe) == ("fold 1", "1-fold-1", recipe)
+
+
+def test_a_corpus_that_is_divided_once_has_no_turns(data: Path) -> None:
+    with pytest.raises(RecipeError, match='split = "speakers" divides cremad once'):
+        turns_of(recipe_of(corpus="cremad"), data)

@@ -53,7 +53,7 @@ class Budget:
     @property
     def name(self) -> str:
         """For folders and progress bars."""
-        return f"{self.share:.0%}-of-{self.unit}-draw-{self.draw}".replace("%", "-percent")
+        return f"{100 * self.share:g}-percent-of-{self.unit}-draw-{self.draw}"
 
     def narrow(self, split: Split) -> Split:
         """The split as a user with this budget has it; the test part is the same for every budget.

@@ -17,6 +17,7 @@ SCRATCH: Final = "from scratch"
 BEGUN: Final = "begun with"
 """The members that every budget begins with, before any label: normalised where the target file asks for it."""
 STEM: Final = "fewshot"
+_TURNS: Final = "Turn by turn"
 _HOW: Final = (
     "UAR, mean over the draws of each budget. Brackets are 95 % intervals by bootstrap over the test speakers; a gain is one "
     "of the same clips under the same draws. The gap is that from what every budget begins with, at 0 labels, to the whole "
@@ -37,7 +38,21 @@ def markdown(results: Mapping[str, Any]) -> str:
     lines = [f"# Few labels: {results['name']}", "", _summary(results), "", _HOW, "", *_table(results)]
     for way, heard in _ways(results):
         lines += ["", f"## {_heading(way)}", "", *_table(heard)]
+    if turns := results["turns"]:
+        heads = _turn_columns(results)
+        lines += ["", f"## {_TURNS}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        lines += [f"| {' | '.join(_turn_cells(turn))} |" for turn in turns]
     return "\n".join([*lines, "", *(f"- {line}" for line in _notes(results))]) + "\n"
+
+
+def _turn_columns(results: Mapping[str, Any]) -> list[str]:
+    budgets = [f"{row['share']:.0%}" for row in results["budgets"]]
+    return ["tested on", "clips", "speakers", UNTOUCHED, BEGUN, *budgets]
+
+
+def _turn_cells(turn: Mapping[str, Any]) -> list[str]:
+    figures = [turn[UNTOUCHED], turn[BEGUN], *turn[FINETUNED]]
+    return [turn["name"], str(turn["clips"]), str(turn["speakers"]), *(f"{value:.3f}" for value in figures)]
 
 
 def _ways(results: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -78,6 +93,13 @@ def page(results: Mapping[str, Any]) -> str:
     sections = [section("curve", "What a budget buys", _curve(results))]
     for number, (way, heard) in enumerate(_ways(results), 1):
         sections.append(section(f"otherwise-{number}", _heading(way), _curve(heard)))
+    if results["turns"]:
+        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in _turn_columns(results))
+        rows = [
+            f'<tr><th scope="row">{escape(name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+            for name, *cells in map(_turn_cells, results["turns"])
+        ]
+        sections.append(section("turns", _TURNS, wide("UAR, fine-tuned, mean over the draws", head, rows)))
     notes = "".join(f"<li>{escape(line)}</li>" for line in _notes(results))
     sections.append(section("notes", "Notes", f'<ul class="findings">{notes}</ul>'))
     return document(
@@ -156,6 +178,11 @@ def _notes(results: Mapping[str, Any]) -> Iterator[str]:
             "Members, from scratch too, were trained on guesses of their own about the audio that a budget has not bought: "
             f"{config['rounds']} rounds, guesses to the power of {config['sharpness']:g}, a labelled clip as often as "
             f"{config['label_weight']} guessed ones. What budgets begin with at 0 labels has made no guess."
+        )
+    if turns := results["turns"]:
+        yield (
+            f"{len(turns)} divisions of the speakers, each tested on by members that were tuned on all the others; the tables "
+            "put their clips together, so that every speaker is tested on once. A draw is one draw in each division."
         )
     for row in results["budgets"]:
         for system in (FINETUNED, SCRATCH):

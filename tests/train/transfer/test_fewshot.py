@@ -1,6 +1,7 @@
 """The curve over budgets: what its figures are, and how they are shown."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
 import pytest
@@ -12,31 +13,33 @@ from train.metrics import unweighted_average_recall
 from train.prepare import ALONE
 from train.reference import ACTED, Guesses
 from train.transfer.budgets import Budget
-from train.transfer.fewshot import Levels, Spent, _from_scratch, closed, compare_budgets
+from train.transfer.curve import Levels, Size, Spent, Tried, closed, compare_budgets, of_turn, put_together
+from train.transfer.fewshot import _from_scratch
 from train.transfer.fewshot_report import BEGUN, FINETUNED, SCRATCH, markdown, page
 from train.transfer.source import UNTOUCHED
 from train.transfer.target import Target, TransferConfig
 
 
-def results(full: float = 0.9, last: float = 1.0) -> dict[str, Any]:
-    alone = Levels(guesses(0.35, 0), guesses(0.5, 0))
+def tried(full: float = 0.9, last: float = 1.0) -> Tried:
     rates = {0.1: (0.75, 0.4), last: (full, 0.8)}
     spent = [
         Spent(
             Budget(share, draw),
-            50,
-            10,
-            2,
+            (Size(50, 10, 2),),
             {FINETUNED: guesses(tuned, draw), SCRATCH: guesses(fresh, draw)},
             {ALONE: {FINETUNED: guesses(tuned - 0.1, draw), SCRATCH: guesses(fresh - 0.1, draw)}},
         )
         for draw in range(2)
         for share, (tuned, fresh) in rates.items()
     ]
-    levels = Levels(guesses(0.5, 0), guesses(0.6, 0))
-    by_themselves = [one.heard(ALONE) for one in spent]
-    heard_alone = {"otherwise": {ALONE: compare_budgets(reference(), alone, by_themselves, (0.1, last))}}
-    return compare_budgets(reference(), levels, spent, (0.1, last)) | heard_alone
+    levels, alone = Levels(guesses(0.5, 0), guesses(0.6, 0)), Levels(guesses(0.35, 0), guesses(0.5, 0))
+    return Tried(reference(), levels, {ALONE: alone}, tuple(spent))
+
+
+def results(full: float = 0.9, last: float = 1.0) -> dict[str, Any]:
+    found, shares = tried(full, last), (0.1, last)
+    otherwise = {ALONE: compare_budgets(found.heard(ALONE), shares)}
+    return compare_budgets(found, shares) | {"otherwise": otherwise, "turns": []}
 
 
 def test_from_scratch_is_fitted_as_the_source_was() -> None:
@@ -96,21 +99,23 @@ def test_without_full_training_there_is_no_gap() -> None:
         assert row["gap_closed"] == {FINETUNED: None, SCRATCH: None}
 
 
+ABOUT: Final[dict[str, Any]] = {
+    "name": "medusa-rt <mine>",
+    "source": "default-0123456789ab",
+    "source_corpus": "cremad",
+    "corpus": "table",
+    "members": ["a"],
+    "unit": "speakers",
+    "draws": 2,
+    "clips": 230,
+    "speakers": 8,
+    "reference": ACTED,
+    "classes": list(CLASSES[:3]),
+}
+
+
 def test_the_table_and_the_page_say_the_same() -> None:
-    about: dict[str, Any] = {
-        "name": "medusa-rt <mine>",
-        "source": "default-0123456789ab",
-        "source_corpus": "cremad",
-        "corpus": "table",
-        "members": ["a"],
-        "unit": "speakers",
-        "draws": 2,
-        "clips": 230,
-        "speakers": 8,
-        "reference": ACTED,
-        "classes": list(CLASSES[:3]),
-    }
-    found = about | results()
+    found = ABOUT | results()
     shown = f"{found['budgets'][0]['systems'][FINETUNED]['uar']['value']:.3f}"
     for text in (markdown(found), page(found)):
         assert shown in text
@@ -125,7 +130,7 @@ def test_the_table_and_the_page_say_the_same() -> None:
         assert text.count("The same, each utterance alone") == 1
         assert f"{closed_alone:.0%}" in text
     assert "<mine>" not in page(found)
-    assert "no gap" in markdown(about | results(full=0.3))
+    assert "no gap" in markdown(ABOUT | results(full=0.3))
     assert "†" not in markdown(found) + page(found)
     of_source = {UNTOUCHED: found[UNTOUCHED] | {"contaminated_by": ["voice"]}}
     taught = found | of_source | {"contaminated_by": ["voice"]}
@@ -140,3 +145,41 @@ def test_the_table_and_the_page_say_the_same() -> None:
     )
     assert left_out.count("† Reads an encoder") == 1
     assert f"<p>{UNTOUCHED} †: " in page(found | of_source)
+
+
+def test_divisions_put_together_are_one_with_all_their_clips() -> None:
+    """Speakers of both are resampled, and a draw is the same draw of both."""
+    first, second = tried(0.9), tried(0.7)
+    renamed = replace(second.reference, speakers=tuple(f"other-{name}" for name in second.reference.speakers))
+    second = replace(second, reference=renamed)
+    shares = (0.1, 1.0)
+    whole = put_together([first, second])
+    found = compare_budgets(whole, shares)
+    truth = np.tile(reference().truth, 2)
+    known = truth >= 0
+    for row, rates in zip(found["budgets"], ((0.75, 0.75), (0.9, 0.7)), strict=True):
+        by_draw = [
+            unweighted_average_recall(truth[known], np.concatenate([guesses(rate, draw) for rate in rates])[known])
+            for draw in range(2)
+        ]
+        assert row["systems"][FINETUNED]["by_draw"] == pytest.approx(by_draw)
+        assert (row["clips"], row["speakers"]) == ([50] * 4, [2] * 4)
+    assert len(set(whole.reference.speakers)) == 16
+    alone = compare_budgets(whole.heard(ALONE), shares)
+    assert alone[UNTOUCHED]["uar"]["value"] == pytest.approx(uar(guesses(0.35, 0)))
+    lines = [of_turn(name, one, shares) for name, one in (("fold <0>", first), ("fold 1", second))]
+    assert lines[1][FINETUNED] == pytest.approx(
+        [np.mean([uar(guesses(rate, draw)) for draw in range(2)]) for rate in (0.75, 0.7)]
+    )
+    about = ABOUT | found | {"otherwise": {}, "turns": lines}
+    shown = f"{lines[1][FINETUNED][1]:.3f}"
+    assert "| fold 1 | 230 | 8 | 0." in markdown(about)
+    for text in (markdown(about), page(about)):
+        assert text.count("Turn by turn") == 1
+        assert shown in text
+        assert "every speaker is tested on once" in text
+    assert "fold &lt;0&gt;" in page(about)
+
+
+def test_one_division_put_together_is_itself() -> None:
+    assert compare_budgets(put_together([tried()]), (0.1, 1.0)) == compare_budgets(tried(), (0.1, 1.0))
