@@ -32,6 +32,7 @@ class Metrics:
         refused: streams refused because the server was full.
         peer_errors: streams ended by a client's mistake, and requests refused, by code.
         dashboard_dropped: dashboards that did not read what they were sent.
+        lost: streams that were ended for a daemon that was killed.
     """
 
     def __init__(self) -> None:
@@ -51,6 +52,7 @@ class Metrics:
         self.dashboard_dropped = Counter(
             "medusa_dashboard_dropped", "Dashboards dropped because they did not read", registry=self.registry
         )
+        self.lost = Counter("medusa_streams_lost", "Streams ended for a daemon that was killed", registry=self.registry)
         self._alerts = Counter("medusa_alerts", "Alerts raised", ["rule"], registry=self.registry)
         self._utterances = Counter("medusa_utterances", "Utterances scored", ["kind"], registry=self.registry)
         self._reduced = Counter(

@@ -37,6 +37,7 @@ from daemon.batcher import Batcher
 from daemon.calls.alerts import AlertRules
 from daemon.calls.api import CallsApi
 from daemon.calls.board import running_board
+from daemon.calls.leases import running_leases
 from daemon.calls.tracker import CallTracker
 from daemon.calls.webhook import running_webhook
 from daemon.config import EMBEDDED, Config
@@ -155,6 +156,8 @@ async def running_daemon(config: Config) -> AsyncIterator[Daemon]:
             _renew(streams, models)
             note_bundle(audit, models.bundle.id, before, who)
 
+        leases = await stack.enter_async_context(running_leases(url, sink, metrics.lost.inc, config.stream_settings()))
+        sink.observers.append(leases.observe)
         streams = Streams(_rules(config, scoring), services, metrics, scoring.wait_s, opened)
         if bundles is not None:
             bundles.changed = changed

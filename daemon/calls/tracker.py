@@ -73,7 +73,7 @@ class CallTracker:
         if not state.open_sessions:
             del self._calls[call]
             self._rules.forget(call)
-            self._sink.publish(_summary(state, event))
+            self._sink.publish(summary_of(state, event))
 
     def _result(self, event: EmotionEvent) -> None:
         call = event.info.call
@@ -89,7 +89,7 @@ class CallTracker:
                 asyncio.get_running_loop().call_soon(tell, wire.alert_message(alert))
 
 
-def _summary(state: CallState, last: CallEvent) -> SummaryEvent:
+def summary_of(state: CallState, last: CallEvent) -> SummaryEvent:
     """What there is to say of a call, when its stream `last` has ended."""
     info = last.info
     roles = state.roles

@@ -108,8 +108,25 @@ class StreamSettings:
 
     def seen_key(self, stream: str, event_id: str) -> str:
         """The key that tells that `stream` has the event; in the stream's own Cluster slot."""
-        tagged = stream if "{" in stream else f"{{{stream}}}"
-        return f"{tagged}:seen:{event_id}"
+        return f"{_tagged(stream)}:seen:{event_id}"
+
+    @property
+    def open_key(self) -> str:
+        """The hash of streams that have not ended, see `daemon.calls.leases`."""
+        return f"{_tagged(self.events_key)}:open"
+
+    def alive_key(self, daemon: str) -> str:
+        """The key that is there while a daemon lives."""
+        return f"{_tagged(self.events_key)}:alive:{daemon}"
+
+    def ending_key(self, daemon: str) -> str:
+        """The key of whoever ends the streams of a daemon that is dead."""
+        return f"{_tagged(self.events_key)}:ending:{daemon}"
+
+
+def _tagged(key: str) -> str:
+    """A beginning of key names that share the Cluster slot of `key`."""
+    return key if "{" in key else f"{{{key}}}"
 
 
 DEFAULT_STREAMS: Final = StreamSettings()

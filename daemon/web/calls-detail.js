@@ -12,6 +12,7 @@ const REASONS = {
   client_gone: "the connection was lost",
   going_away: "the server shut down",
   idle: "no audio came for too long",
+  lost: "its server was killed",
   model_failed: "a model failed",
   server_error: "the server had an internal error",
 };
