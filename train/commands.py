@@ -15,6 +15,7 @@ from train.compare import compare_runs
 from train.config import Recipe, load_recipe
 from train.console import CACHE, DATA, OUT, CacheOption, DataOption, OutOption, console, progress, refusal, told
 from train.contamination import marked, note
+from train.crossvalidate import crossvalidate as run_every_turn
 from train.dry_run import DryRun, dry_run
 from train.emotion2vec import convert as convert_checkpoint
 from train.errors import TrainError
@@ -131,6 +132,22 @@ def run(
     with progress() as (report, _), told():
         page = train_ensemble(recipe, data, cache, out, workers, report)
     console.print(f"checkpoint and report: {out} ({page})")
+
+
+@app.command()
+def crossvalidate(
+    config: RecipeOption, data: DataOption, out: OutOption, cache: CacheOption = CACHE, workers: int = 2
+) -> None:
+    """Run the recipe once for every session or fold of speakers, each tested on in its turn, and put the results together.
+
+    Start it again to continue where it stopped.
+
+    Example: medusa-train crossvalidate --config recipes/iemocap.toml --data data --out runs/iemocap
+    """
+    recipe = _load(config)
+    with progress() as (report, _), told():
+        page = run_every_turn(recipe, data, cache, out, workers, report)
+    console.print(f"all turns: {out} ({page})", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -3,16 +3,14 @@
 It reads the tables of predictions that runs leave (`train.predictions`), so it trains and extracts nothing.
 """
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from model.labels import CLASS_INDEX
 from train.errors import RunError
-from train.metrics import Estimate, Labels, interval, macro_f1, paired_difference, unweighted_average_recall
-from train.predictions import FOLD, FOLDER
+from train.metrics import Estimate, interval, macro_f1, paired_difference, unweighted_average_recall
+from train.predictions import FOLD, FOLDER, read_predictions
 
 _METRICS = {"UAR": unweighted_average_recall, "macro-F1": macro_f1}
 
@@ -38,13 +36,6 @@ class Comparison:
     first: Estimate
     second: Estimate
     gain: Estimate
-
-
-@dataclass(frozen=True, slots=True)
-class _Guess:
-    speaker: str
-    truth: str
-    top: str
 
 
 def compare_runs(first: Path, second: Path) -> list[Comparison]:
@@ -79,28 +70,33 @@ def _alike(first: Path, second: Path) -> bool:
 
 def _folds(table: Path) -> dict[str, str]:
     """Clip -> fold, of a table whose clips were judged fold by fold; empty of any other."""
-    with table.open(newline="", encoding="utf-8") as file:
-        return {row["id"]: row[FOLD] for row in csv.DictReader(file) if FOLD in row}
+    found = read_predictions(table)
+    return dict(zip(found.cells("id"), found.columns[FOLD], strict=True)) if FOLD in found.columns else {}
 
 
 def _compared(name: str, first: Path, second: Path) -> list[Comparison]:
-    ours, theirs = _read(first), _read(second)
-    if other := ours.keys() ^ theirs.keys():
+    ours, theirs = read_predictions(first), read_predictions(second)
+    ids, row_of = ours.cells("id"), {clip: row for row, clip in enumerate(theirs.cells("id"))}
+    truths, tops = ([table.classes(column) for table in (ours, theirs)] for column in ("intended", "top"))
+    if other := set(ids) ^ row_of.keys():
         raise RunError(
             f"{first} and {second} are of other clips ({len(other)} are in one of them, such as {min(other)}): "
             "compare runs of one split"
         )
-    if changed := [clip for clip, guess in ours.items() if guess.truth != theirs[clip].truth]:
-        raise RunError(f"{first} and {second} hold another truth for {len(changed)} clips, such as {changed[0]}")
-    clips = [clip for clip, guess in ours.items() if guess.truth]
-    truth = _labels([ours[clip].truth for clip in clips])
-    guesses = [_labels([table[clip].top for clip in clips]) for table in (ours, theirs)]
-    speakers = [ours[clip].speaker for clip in clips]
+    same = [row_of[clip] for clip in ids]
+    changed = np.flatnonzero(truths[0] != truths[1][same])
+    if len(changed):
+        raise RunError(
+            f"{first} and {second} hold another truth for {len(changed)} clips, such as {ids[int(changed[0])]}"
+        )
+    known = np.flatnonzero(truths[0] >= 0)
+    truth, speakers = truths[0][known], [ours.cells("speaker")[row] for row in known]
+    guesses = [tops[0][known], tops[1][same][known]]
     return [
         Comparison(
             name,
             metric,
-            len(clips),
+            len(known),
             len(set(speakers)),
             interval(measure, truth, guesses[0], speakers),
             interval(measure, truth, guesses[1], speakers),
@@ -108,18 +104,3 @@ def _compared(name: str, first: Path, second: Path) -> list[Comparison]:
         )
         for metric, measure in _METRICS.items()
     ]
-
-
-def _read(table: Path) -> dict[str, _Guess]:
-    try:
-        with table.open(newline="", encoding="utf-8") as file:
-            rows = {row["id"]: _Guess(row["speaker"], row["intended"], row["top"]) for row in csv.DictReader(file)}
-    except (KeyError, ValueError) as error:
-        raise RunError(f"{table} is no table of predictions: {error}") from error
-    if unknown := sorted({name for row in rows.values() for name in (row.truth, row.top)} - {"", *CLASS_INDEX}):
-        raise RunError(f"{table} names the classes {', '.join(unknown)}; the classes are {', '.join(CLASS_INDEX)}")
-    return rows
-
-
-def _labels(names: list[str]) -> Labels:
-    return np.array([CLASS_INDEX[name] for name in names], np.int64)

@@ -3,16 +3,16 @@
 Stage 3 needs members without each fold of speakers anyway. Here such members, and a soup of meta-classifiers whose training
 left out the fold's clips, judge the fold that they lack: as many clips as were trained on, and only linear layers to train.
 
-What this is not: a run for each fold. Members have heard one fold less than those that ship. On the other side the outputs that
-stage 3 learns from are of members that did hear the fold, about other folds; epochs are chosen, and temperature and abstention
-fitted, on the development speakers, the latter by members that heard everybody; and the reference of the channels is that of
-all training clips. How much either side weighs was not measured.
+What this is not: a run for each fold, which `train.crossvalidate` makes. Members have heard one fold less than those that ship.
+On the other side the outputs that stage 3 learns from are of members that did hear the fold, about other folds; epochs are
+chosen, and temperature and abstention fitted, on the development speakers, the latter by members that heard everybody; and the
+reference of the channels is that of all training clips. How much either side weighs was not measured.
 
 Shapes: N = training clips, M = members, 8 = classes in canonical order.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ from train.features import Progress
 from train.loop import class_bias
 from train.prepare import TRAINING, Prepared
 from train.probe import Probe, audio_modalities
-from train.reference import Guesses, Outputs, Reference, reference_of
+from train.reference import Guesses, Judged, Outputs, reference_of
 from train.results import ADAPTED_PROBE, PROBES, SOUP
 from train.stacking import calibrated, dev_outputs, rated_attributes, stacking_set
 from train.stages.members import ALL_SPEAKERS, out_of_fold
@@ -41,9 +41,7 @@ Folds = Mapping[str, Mapping[int, Member]]
 """Member name -> fold that it never heard, or `ALL_SPEAKERS` -> network."""
 
 
-def cross_validate(
-    recipe: Recipe, prepared: Prepared, members: Folds, progress: Progress
-) -> tuple[Reference, Outputs, dict[str, Any]]:
+def cross_validate(recipe: Recipe, prepared: Prepared, members: Folds, progress: Progress) -> Judged:
     """What the training speakers are held against, what ensembles without them say, and the evaluation as plain data.
 
     Args:
@@ -100,7 +98,7 @@ def cross_validate(
     read |= {name: set(audio_modalities(recipe.encoder_specs())) for name in PROBES} | {ADAPTED_PROBE: {FUNCTIONALS}}
     for system, scored in evaluation["systems"].items():
         scored[KEY] = contaminating(recipe, recipe.data.corpus, read.get(system, whole))
-    return reference, outputs_of_all, evaluation
+    return Judged(reference, outputs_of_all, systems, evaluation)
 
 
 def told_of(recipe: Recipe) -> str:

@@ -69,10 +69,14 @@ class Ranks:
             dist.barrier()
 
 
+def world_size() -> int:
+    """How many processes torchrun has started; 1 where it was not used."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def join_ranks() -> Ranks:
     """The processes that torchrun has started beside this one; this one alone where none was."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
+    if world_size() == 1:
         return Ranks()
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"

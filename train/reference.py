@@ -3,9 +3,9 @@
 Shapes: N = clips, M = members, 8 = classes in canonical order, 3 = attributes in canonical order.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -112,6 +112,23 @@ class Outputs:
     def disagreement(self) -> npt.NDArray[np.float64]:
         """The members' disagreement `[N]` in 0..1."""
         return disagreements(self.members)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """N clips that systems have guessed on.
+
+    Attributes:
+        reference: what the guesses are held against.
+        outputs: what the soup and its members say.
+        systems: name -> guesses `[N]`, the soup's among them.
+        evaluation: how they compare, as plain data (`train.evaluate.compare`).
+    """
+
+    reference: Reference
+    outputs: Outputs
+    systems: Mapping[str, Guesses]
+    evaluation: dict[str, Any]
 
 
 def joined(references: Sequence[Reference]) -> Reference:

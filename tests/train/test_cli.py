@@ -150,4 +150,4 @@ def test_the_version_is_the_distribution_s() -> None:
 def test_a_command_for_every_stage() -> None:
     names = {command.callback.__name__ for command in app.registered_commands if command.callback}
     stages = {"convert", "features", "members", "meta", "run", "evaluate", "ablate", "compare", "report"}
-    assert names == stages | {"finetune", "fewshot", "adapt", "robustness"}
+    assert names == stages | {"crossvalidate", "finetune", "fewshot", "adapt", "robustness"}

@@ -34,7 +34,7 @@ def silent(what: str, done: int, total: int) -> None:
 
 
 def outputs(clips: Examples, trained: dict[str, dict[int, DeepSER]]) -> Outputs:
-    return cross_validate(RECIPE, prepared(training_of(clips)), trained, silent)[1]
+    return cross_validate(RECIPE, prepared(training_of(clips)), trained, silent).outputs
 
 
 def prepared(training: TrainingSet) -> Prepared:
@@ -83,11 +83,13 @@ def test_the_members_that_ship_judge_nobody(found: Outputs) -> None:
 
 
 def test_every_training_clip_is_judged_once_by_every_system() -> None:
-    reference, outputs, evaluation = cross_validate(RECIPE, prepared(training_of(CLIPS)), members(), silent)
-    assert reference.ids == CLIPS.ids
+    judged = cross_validate(RECIPE, prepared(training_of(CLIPS)), members(), silent)
+    outputs = judged.outputs
+    assert judged.reference.ids == CLIPS.ids
     assert np.isfinite(outputs.posterior).all()
     assert np.isfinite(outputs.prior_corrected).all()
     np.testing.assert_allclose(outputs.posterior.sum(axis=1), 1.0, atol=1e-5)
     wanted = {"linear probe", "member tiny", "majority vote", "soft vote", "single meta-classifier", SOUP}
-    assert evaluation["systems"].keys() == wanted
-    assert evaluation["clips"] == len(CLIPS)
+    assert judged.evaluation["systems"].keys() == judged.systems.keys() == wanted
+    assert {len(guesses) for guesses in judged.systems.values()} == {len(CLIPS)}
+    assert judged.evaluation["clips"] == len(CLIPS)

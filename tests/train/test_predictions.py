@@ -7,17 +7,23 @@ import pytest
 
 from model.labels import CLASSES
 from tests.train.results import make_outputs, make_reference
-from train.predictions import predictions_file, write_predictions
-from train.reference import Outputs, Reference
+from train.errors import RunError
+from train.predictions import predictions_file, read_predictions, write_predictions
+from train.reference import ACTED, Guesses, Judged, Outputs, Reference
 from train.transcripts import Confidence
 
 UNKNOWN = np.full((80, 3), np.nan, np.float32)
+SYSTEMS = {"soft vote": np.arange(80) % 8, "linear probe, degraded copies too": (np.arange(80) + 3) % 8}
 
 
 def rows_of(
-    path: Path, reference: Reference, outputs: Outputs, word_confidence: Confidence = UNKNOWN
+    path: Path,
+    reference: Reference,
+    outputs: Outputs,
+    word_confidence: Confidence = UNKNOWN,
+    folds: Guesses | None = None,
 ) -> list[dict[str, str]]:
-    write_predictions(path, reference, outputs, word_confidence)
+    write_predictions(path, Judged(reference, outputs, SYSTEMS, {}), word_confidence, folds)
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
@@ -74,3 +80,58 @@ def test_a_table_tells_how_sure_the_recogniser_was_of_each_clip_s_words(tmp_path
     names = ("words_log_probability", "words_no_speech", "words_trusted")
     told = [tuple(row[name] for name in names) for row in rows]
     assert told == [("-0.25", "0.125", "1"), ("-1.5", "0.75", "0"), *[("", "", "")] * 78]
+
+
+def test_a_table_tells_what_every_system_says_of_every_clip(tmp_path: Path) -> None:
+    """Behind all other columns but the fold."""
+    rows = rows_of(tmp_path / "a.csv", make_reference(), make_outputs(80), folds=np.arange(80) % 4)
+    assert list(rows[0])[-4:] == [
+        "words_trusted",
+        "guess: soft vote",
+        "guess: linear probe, degraded copies too",
+        "fold",
+    ]
+    for system, guesses in SYSTEMS.items():
+        assert [row[f"guess: {system}"] for row in rows] == [CLASSES[guess] for guess in guesses]
+    assert [row["fold"] for row in rows] == [str(row % 4) for row in range(80)]
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
+    reference, outputs = make_reference(), make_outputs(80)
+    reference = replace(reference, truth=np.where(np.arange(80) < 5, -1, reference.truth))
+    rows_of(tmp_path / "a.csv", reference, outputs)
+    table = read_predictions(tmp_path / "a.csv")
+    np.testing.assert_allclose(table.block("p"), outputs.posterior, atol=1e-6)
+    assert table.systems.keys() == SYSTEMS.keys()
+    for system, guesses in SYSTEMS.items():
+        np.testing.assert_array_equal(table.systems[system], guesses)
+    found = table.reference(ACTED)
+    assert (found.ids, found.speakers, found.genders) == (reference.ids, reference.speakers, reference.genders)
+    np.testing.assert_array_equal(found.truth, reference.truth)
+    assert found.votes is not None
+    assert reference.votes is not None
+    np.testing.assert_allclose(found.votes, reference.votes, atol=1e-6)
+    rows_of(tmp_path / "b.csv", make_reference(rated=False), outputs)
+    assert read_predictions(tmp_path / "b.csv").reference(ACTED).votes is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is no table of predictions"),
+        ("id,top\na,angry,sad\n", "is no table of predictions"),
+        ("id,intended\na,angry\n", "'top' is not among its columns"),
+        ("id,top\na,cross\n", "names the classes cross; the classes are angry, sad"),
+    ],
+)
+def test_what_is_no_table_is_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(RunError, match=message):
+        read_predictions(tmp_path / "a.csv").classes("top")
+
+
+def test_a_posterior_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    header = ",".join(f"p_{name}" for name in CLASSES)
+    (tmp_path / "a.csv").write_text(f"{header}\n{'0.1,' * 7}much\n", encoding="utf-8")
+    with pytest.raises(RunError, match="holds no numbers for p: .*'much'"):
+        read_predictions(tmp_path / "a.csv").block("p")
