@@ -16,6 +16,7 @@ from model.features import Frames, padded
 from model.labels import CLASSES
 from model.spec import EncoderSpec
 from train.cache import let_go
+from train.errors import CorpusError
 from train.losses import Labels
 from train.manifest import Clip, dominant, dominant_class, target
 
@@ -212,11 +213,33 @@ def concatenate(parts: Sequence[Examples]) -> Examples:
     )
 
 
+def decided(examples: Examples) -> npt.NDArray[np.int64]:
+    """Rows that have a dominant class: what selects is judged by these.
+
+    Raises:
+        CorpusError: if there is none, so that no score of any guesses exists.
+    """
+    rows = np.flatnonzero(examples.dominant >= 0)
+    if not len(rows):
+        raise CorpusError(
+            f"none of {len(examples)} held-out clips has a class that most of its raters heard, so nothing can be selected by "
+            "them: hold out more speakers, or others (dev_fraction, split_seed)"
+        )
+    return rows
+
+
 def balanced_subset(classes: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
     """A NEW random subset at every call: equally many per dominant class, and as many without consensus (-1).
 
     The rarest class sets the size; fewer examples without consensus are all taken.
+
+    Raises:
+        CorpusError: if no example has a class.
     """
+    if not (classes >= 0).any():
+        raise CorpusError(
+            f"none of {len(classes)} clips has a class that most of its raters heard: balanced draws need clips of some class"
+        )
     groups = {label: np.flatnonzero(classes == label) for label in np.unique(classes)}
     size = min(len(rows) for label, rows in groups.items() if label >= 0)
     drawn = [rng.choice(rows, min(size, len(rows)), replace=False) for rows in groups.values()]

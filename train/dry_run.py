@@ -5,7 +5,6 @@ of speech where not; so does time, which is estimated (`train.planned_time`).
 """
 
 import statistics
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.audio import MAX_UTTERANCE, MIN_UTTERANCE, SAMPLE_RATE_HZ
 from model.labels import ATTRIBUTES, CLASSES
 from model.network.member import build_member
 from model.network.published import PUBLISHED, parameter_count, parameters_in, published_config
@@ -24,7 +24,8 @@ from model.sources import SourceError, resolve
 from model.spec import WHISPER_KINDS, EncoderSpec, MemberSpec
 from train.config import Recipe
 from train.corpora import read_corpus
-from train.errors import CorpusError, RecipeError
+from train.dataset import balanced_subset
+from train.errors import CorpusError, DeviceError, RecipeError
 from train.manifest import Clip, Manifest, dominant_class
 from train.planned_shapes import frames_of, shapes
 from train.planned_time import PlannedTime, encoder_operations, passes_s, training_time
@@ -112,23 +113,24 @@ def dry_run(recipe: Recipe, data: Path | None) -> DryRun:
     """
     encoders = recipe.encoder_specs()
     manifests, missing = _manifests(recipe, data)
-    seconds = {name: _mean_s(manifest.clips) for name, manifest in manifests.items()}
+    lengths = {name: _lengths(manifest.clips) for name, manifest in manifests.items()}
     trained = recipe.data.corpus
-    length_s = seconds.get(trained, _TYPICAL_S)
+    length_s = lengths[trained].utterance_s if trained in lengths else _TYPICAL_S
     plans = tuple(
         EncoderPlan(e.name, e.kind, e.dim, _parameters(e), round(_hourly_bytes(e, length_s))) for e in encoders.values()
     )
     members = tuple(_member_plan(spec, encoders, recipe.stage1.batch_size, length_s) for spec in recipe.member_specs())
-    corpora = []
+    corpora, heard = [], {}
     for name, manifest in manifests.items():
-        hours = len(manifest.clips) * seconds[name] / _HOUR_S
+        clips, mean = len(manifest.clips), lengths[name]
+        heard[name] = clips * mean.utterance_s / _HOUR_S
         hourly = sum(
-            _passes(recipe, name, encoder) * _hourly_bytes(encoder, seconds[name]) for encoder in encoders.values()
+            _passes(recipe, name, encoder) * _hourly_bytes(encoder, mean.utterance_s) for encoder in encoders.values()
         )
-        corpora.append(CorpusPlan(name, len(manifest.clips), hours, round(hours * hourly)))
+        hours = clips * mean.recording_s / _HOUR_S
+        corpora.append(CorpusPlan(name, clips, hours, round(heard[name] * hourly)))
     training, why = _training(recipe, members, manifests.get(trained), length_s)
-    heard = {corpus.name: corpus.hours for corpus in corpora} if trained in manifests else {trained: 1.0}
-    extraction, timed, why_none = _extraction(recipe, heard, length_s)
+    extraction, timed, why_none = _extraction(recipe, heard if trained in manifests else {trained: 1.0}, length_s)
     return DryRun(
         encoders=plans,
         members=members,
@@ -163,8 +165,16 @@ def _manifests(recipe: Recipe, data: Path | None) -> tuple[dict[str, Manifest], 
     return found, missing
 
 
-def _mean_s(clips: tuple[Clip, ...]) -> float:
-    """Mean seconds of a clip, over clips from the whole corpus."""
+@dataclass(frozen=True, slots=True)
+class _Lengths:
+    """Mean seconds of a corpus' recordings, and of the utterances that are cut from them, at most (`train.cutting`)."""
+
+    recording_s: float
+    utterance_s: float
+
+
+def _lengths(clips: tuple[Clip, ...]) -> _Lengths:
+    """Of clips from the whole corpus."""
     lengths = []
     for clip in clips[:: max(1, len(clips) // _DURATIONS)]:
         try:
@@ -172,7 +182,9 @@ def _mean_s(clips: tuple[Clip, ...]) -> float:
                 lengths.append((container.duration or 0) / av.time_base)
         except (av.error.FFmpegError, OSError) as error:
             raise CorpusError(f"cannot read audio from {clip.audio}: {error}") from error
-    return statistics.fmean(lengths)
+    shortest, longest = MIN_UTTERANCE / SAMPLE_RATE_HZ, MAX_UTTERANCE / SAMPLE_RATE_HZ
+    cut = [min(max(length, shortest), longest) for length in lengths]
+    return _Lengths(statistics.fmean(lengths), statistics.fmean(cut))
 
 
 def _hourly_bytes(encoder: EncoderSpec, length_s: float) -> float:
@@ -223,24 +235,27 @@ def _training(
     operations = {member.name: member.operations for member in members if member.name not in fitted}
     if not operations:
         return None, "all members are linear: each is fitted in seconds to minutes"
-    clips, balanced = _epochs(recipe, manifest) if manifest else (round(_HOUR_S / length_s),) * 2
-    steps = sum(
-        stage.epochs * -(-examples // stage.batch_size)
-        for stage, examples in ((recipe.stage1, clips), (recipe.stage2, balanced))
-    )
+    train = split_of(manifest, recipe.data).train.clips if manifest else None
     try:
+        all_clips, balanced = (round(_HOUR_S / length_s),) * 2 if train is None else _epochs(recipe, train)
+        steps = sum(
+            stage.epochs * -(-examples // stage.batch_size)
+            for stage, examples in ((recipe.stage1, all_clips), (recipe.stage2, balanced))
+        )
         return training_time(recipe, operations, steps, length_s), ""
-    except RecipeError as error:
+    except (CorpusError, DeviceError, RecipeError) as error:
         return None, str(error)
 
 
-def _epochs(recipe: Recipe, manifest: Manifest) -> tuple[int, int]:
-    """Examples of an epoch of stage 1, and of stage 2."""
-    clips = split_of(manifest, recipe.data).train.clips
-    dominant = Counter(dominant_class(clip, recipe.data.intended_votes) for clip in clips)
-    undecided = dominant.pop(None, 0)
-    rarest = min(dominant.values())
-    return len(clips), rarest * len(dominant) + min(rarest, undecided)
+def _epochs(recipe: Recipe, clips: tuple[Clip, ...]) -> tuple[int, int]:
+    """Examples of an epoch of stage 1, and of stage 2.
+
+    Raises:
+        CorpusError: if no clip has a class.
+    """
+    dominant = [dominant_class(clip, recipe.data.intended_votes) for clip in clips]
+    classes = np.array([-1 if index is None else index for index in dominant], np.int64)
+    return len(clips), len(balanced_subset(classes, np.random.default_rng(recipe.seed)))
 
 
 def _extraction(
@@ -253,7 +268,7 @@ def _extraction(
         return None, (), "it has no encoder of published sizes, which alone are counted"
     try:
         seconds, device = passes_s(recipe, known)
-    except RecipeError as error:
+    except (DeviceError, RecipeError) as error:
         return None, (), str(error)
     total = sum(
         hours * _passes(recipe, corpus, encoders[name]) * spent / length_s

@@ -3,6 +3,7 @@
 TrainError
 |-- RecipeError    the recipe or the command line asks for something that cannot be
 |-- CorpusError    the data folder is not what its corpus should be
+|-- DeviceError    the device refuses what it is given: it has no memory left, above all
 |-- LeakageError   a speaker stands on both sides of a split
 |-- RunError       a run's folder lacks what a stage reads
 `-- ReportError    a run's folder holds no results that this version can show
@@ -19,6 +20,10 @@ class RecipeError(TrainError):
 
 class CorpusError(TrainError):
     """The data folder is not what its corpus should be."""
+
+
+class DeviceError(TrainError):
+    """The device refuses what it is given."""
 
 
 class LeakageError(TrainError):

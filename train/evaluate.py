@@ -5,7 +5,8 @@ Shapes: N = clips, M = members, 8 = classes in canonical order, 3 = attributes i
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,8 @@ from train.metrics import (
     unweighted_average_recall,
 )
 from train.reference import Guesses, Outputs, Reference
+
+NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +74,22 @@ def score(guesses: Guesses, reference: Reference) -> Score:
     )
 
 
-def compare(reference: Reference, systems: Mapping[str, Guesses], soup: str, outputs: Outputs) -> dict[str, Any]:
-    """The evaluation as plain data for JSON; figures that the clips cannot give are None.
+def compare_guesses(
+    reference: Reference, systems: Mapping[str, Guesses], soup: str, alike: Mapping[str, str] = NONE
+) -> dict[str, Any]:
+    """What guesses alone tell, as plain data for JSON.
 
     Args:
         reference: what is held against the guesses.
         systems: name -> guesses `[N]`.
         soup: the name of the system that others are compared with.
-        outputs: the soup's posteriors, with all that belongs to them.
+        alike: system that hears the clips otherwise -> the name under which the soup hears them so: those two are compared.
     """
     known = np.flatnonzero(reference.truth >= 0)
     truth, speakers = reference.truth[known], [reference.speakers[row] for row in known]
     others = {name: guesses[known] for name, guesses in systems.items() if name != soup}
-    mine, votes = systems[soup][known], reference.votes
+    mine = systems[soup][known]
+    ours = {name: systems[alike.get(name, soup)][known] for name in others}
     return {
         "clips": len(reference.ids),
         "speakers": len(set(reference.speakers)),
@@ -91,20 +97,42 @@ def compare(reference: Reference, systems: Mapping[str, Guesses], soup: str, out
         "without_reference": len(reference.ids) - len(known),
         "systems": {name: asdict(score(guesses, reference)) for name, guesses in systems.items()},
         "uar_gain_of_soup": {
-            name: asdict(paired_difference(unweighted_average_recall, truth, mine, guesses, speakers))
+            name: asdict(paired_difference(unweighted_average_recall, truth, ours[name], guesses, speakers))
             for name, guesses in others.items()
         },
         "macro_f1_gain_of_soup": {
-            name: asdict(paired_difference(macro_f1, truth, mine, guesses, speakers))
+            name: asdict(paired_difference(macro_f1, truth, ours[name], guesses, speakers))
             for name, guesses in others.items()
         },
         "class_f1": {name: asdict(found) for name, found in class_f1_intervals(truth, mine, speakers).items()},
         "confusion": confusion(truth, mine).tolist(),
+        "compared_alike": dict(alike),
+        "genders": gender_gap(reference, systems[soup]),
+        "by_speaker": speaker_scores(reference, systems[soup]),
+    }
+
+
+def compare(
+    reference: Reference,
+    systems: Mapping[str, Guesses],
+    soup: str,
+    outputs: Outputs,
+    alike: Mapping[str, str] = NONE,
+) -> dict[str, Any]:
+    """The evaluation as plain data for JSON; figures that the clips cannot give are None.
+
+    Args:
+        reference: what is held against the guesses.
+        systems: name -> guesses `[N]`.
+        soup: the name of the system that others are compared with.
+        outputs: the soup's posteriors, with all that belongs to them.
+        alike: as in `compare_guesses`.
+    """
+    known, votes = np.flatnonzero(reference.truth >= 0), reference.votes
+    return compare_guesses(reference, systems, soup, alike) | {
         "soft_cross_entropy": None if votes is None else soft_cross_entropy(votes, outputs.posterior),
         "jensen_shannon": None if votes is None else jensen_shannon(votes, outputs.posterior),
         "attributes": attribute_agreement(reference, outputs),
         "calibration": calibration_of(reference, outputs, known),
-        "selection": abstaining(truth, outputs, known),
-        "genders": gender_gap(reference, systems[soup]),
-        "by_speaker": speaker_scores(reference, systems[soup]),
+        "selection": abstaining(reference.truth[known], outputs, known),
     }

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -57,19 +57,20 @@ def meta_curves(folder: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: int(row["seed"]))
 
 
-def learning_curves(folder: Path, members: tuple[str, ...]) -> list[dict[str, Any]]:
+def learning_curves(folder: Path, members: tuple[str, ...], keys: Collection[str]) -> list[dict[str, Any]]:
     """A row per member, fold and stage: epoch by epoch the loss and the held-out macro-F1, and which epoch was kept.
 
     Args:
         folder: where the members' weights and notes are.
-        members: the names of the recipe's members; notes of others, from an earlier recipe, are left out.
+        members: the names of the recipe's members, in its order.
+        keys: of the stages that are shown; what an earlier run has left in the folder has others.
     """
     found = []
     for path in sorted(folder.glob("*.stage*.json")):
         name = _NOTES.fullmatch(path.name)
-        if name is None or name["member"] not in members:
-            continue
         notes = json.loads(path.read_text(encoding="utf-8"))
+        if name is None or notes["key"] not in keys:
+            continue
         if not notes["rows"] or _L2 in notes["rows"][0]:  # a stage of no epochs kept what it began with; a fit has none
             continue
         found.append(
@@ -83,18 +84,19 @@ def learning_curves(folder: Path, members: tuple[str, ...]) -> list[dict[str, An
     return sorted(found, key=lambda row: (members.index(row["member"]), row["fold"] is not None, row["fold"] or 0))
 
 
-def linear_fits(folder: Path, members: tuple[str, ...]) -> list[dict[str, Any]]:
+def linear_fits(folder: Path, members: tuple[str, ...], keys: Collection[str]) -> list[dict[str, Any]]:
     """A row per linear member and fold: the strengths that were tried, each with its held-out macro-F1, and which was kept.
 
     Args:
         folder: where the members' weights and notes are.
-        members: the names of the recipe's members; notes of others, from an earlier recipe, are left out.
+        members: the names of the recipe's members, in its order.
+        keys: of the fits that are shown.
     """
     found = []
     for path in folder.glob("*.stage1.json"):
         name = _NOTES.fullmatch(path.name)
         notes = json.loads(path.read_text(encoding="utf-8"))
-        if name is None or name["member"] not in members or not notes["rows"] or _L2 not in notes["rows"][0]:
+        if name is None or notes["key"] not in keys or not notes["rows"] or _L2 not in notes["rows"][0]:
             continue
         tried, best = [row[_L2] for row in notes["rows"]], notes["best_epoch"]
         found.append(

@@ -94,7 +94,8 @@ def _systems(name: str, evaluation: Mapping[str, Any]) -> str:
         f'<th scope="col">macro-F1</th><th scope="col">micro-F1 = accuracy</th>{votes}'
     )
     flatters = note(systems.values())
-    return wide(f"Systems on {name}", head, rows) + (f'<p class="note">{escape(flatters)}</p>' if flatters else "")
+    notes = [words for words in (flatters, phrases.alike(evaluation).strip()) if words]
+    return wide(f"Systems on {name}", head, rows) + "".join(f'<p class="note">{escape(words)}</p>' for words in notes)
 
 
 def _votes(evaluation: Mapping[str, Any]) -> str:

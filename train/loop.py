@@ -19,6 +19,7 @@ from train.config import StageConfig
 from train.dataset import (
     Examples,
     batches_by_length,
+    decided,
     labels_of,
     passes_by_length,
     steps_of,
@@ -270,8 +271,12 @@ def _set_rate(optimizer: torch.optim.Optimizer, config: StageConfig, progress: f
 
 
 def selection_score(member: Member, encoders: Mapping[str, EncoderSpec], dev: Examples, bias: Tensor) -> float:
-    """Macro-F1 on the WHOLE held-out set, averaged over balanced resamples; rows without consensus do not count."""
-    rows = np.flatnonzero(dev.dominant >= 0)
+    """Macro-F1 on the WHOLE held-out set, averaged over balanced resamples; rows without consensus do not count.
+
+    Raises:
+        CorpusError: if all rows are without consensus.
+    """
+    rows = decided(dev)
     guesses = predict(member, encoders, dev.subset(rows), bias)[0].argmax(axis=1)
     return balanced_macro_f1(dev.dominant[rows], guesses, SELECTION_RESAMPLES, seed=0)
 

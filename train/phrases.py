@@ -59,6 +59,12 @@ def verdict(evaluation: Mapping[str, Any]) -> str:
     return "The soup is " + "; ".join(f"{words} {', '.join(names)}" for words, names in groups if names) + "."
 
 
+def alike(evaluation: Mapping[str, Any]) -> str:
+    """What gains over systems that hear the clips otherwise are; "" where there are none."""
+    told = " Over a system that hears the clips otherwise, the soup hears them so too."
+    return told if evaluation.get("compared_alike") else ""  # reports from before do not tell
+
+
 def weakest(evaluation: Mapping[str, Any]) -> str:
     """The class with the lowest F1, and what its clips are most often taken for."""
     name, found = min(evaluation["class_f1"].items(), key=lambda item: float(item[1]["value"]))

@@ -9,7 +9,8 @@ Shapes: B = batch, T = steps, D = width of a member or encoder.
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,16 +25,15 @@ from model.network.member import build_member
 from model.network.published import PUBLISHED, published_config
 from model.spec import EncoderSpec, MemberSpec
 from train.config import Recipe
+from train.errors import DeviceError
 from train.execution import CPU, device_of
 from train.planned_shapes import frames_of, shapes
 
 LARGEST_TIMED: Final = 20_000_000
 """Parameters above which no step of a member is tried: it would take minutes and gigabytes."""
-_LAYER_OPERATIONS: Final = 10e9
-"""Forward operations of a timed layer on a CPU, at most (one row aside): seconds and some hundred MB."""
+_TIMED_OPERATIONS: Final = 10e9
+"""Forward operations of what is timed on a CPU, at most (one row aside): seconds and some hundred MB."""
 _TIMED: Final = 3
-_LONGEST_S: Final = 25.0
-"""What an encoder is asked about; longer utterances are cut (`bucket_length`)."""
 _DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -65,6 +65,7 @@ def training_time(recipe: Recipe, operations: Mapping[str, int], steps: int, len
 
     Raises:
         RecipeError: if the recipe's device is not here.
+        DeviceError: if it refuses what would be timed.
     """
     device = device_of(recipe.compute.device)
     specs = {spec.name: spec for spec in recipe.member_specs()}
@@ -74,18 +75,29 @@ def training_time(recipe: Recipe, operations: Mapping[str, int], steps: int, len
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        if size <= LARGEST_TIMED:
-            per_operation = _member_step_s(recipe, smallest, length_s, device) / operations[smallest.name]
-            basis = "a training step of the smallest member"
-        else:
-            per_operation = _layer_step_s(recipe, smallest, length_s, device)
-            basis = f"a training step of one Transformer layer of width {smallest.dim}"
+        with _timing(device):
+            if size <= LARGEST_TIMED:
+                per_operation = _member_step_s(recipe, smallest, operations[smallest.name], length_s, device)
+                basis = "a training step of the smallest member"
+            else:
+                per_operation = _layer_step_s(recipe, smallest, length_s, device)
+                basis = f"a training step of one Transformer layer of width {smallest.dim}"
     finally:
         torch.set_num_threads(threads)
     fits = recipe.meta.folds  # one on all speakers, and `folds` of them without one part of `folds`
     hours = sum(operations.values()) * per_operation * steps * fits / 3600
     where = f"{told(device)}, one thread" if device == CPU else told(device)
     return PlannedTime(hours, f"{basis} in {recipe.stage1.precision}", where)
+
+
+@contextmanager
+def _timing(device: torch.device) -> Iterator[None]:
+    """Turns what torch raises where a device refuses into our error: cuBLAS without memory is a plain RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        said, _, _ = str(error).partition("\n")
+        raise DeviceError(f"nothing could be timed on {device}: {said}") from error
 
 
 def told(device: torch.device) -> str:
@@ -102,6 +114,7 @@ def passes_s(recipe: Recipe, counted: Mapping[str, float]) -> tuple[dict[str, fl
 
     Raises:
         RecipeError: if the recipe's device is not here.
+        DeviceError: if it refuses what would be timed.
     """
     device, rates = device_of(recipe.compute.device), {}
     seconds = {}
@@ -111,7 +124,8 @@ def passes_s(recipe: Recipe, counted: Mapping[str, float]) -> tuple[dict[str, fl
             torch.float32 if device == CPU and wanted == torch.float16 else wanted
         )  # CTranslate2 does likewise there
         if dtype not in rates:
-            rates[dtype] = _forward_rate(device, dtype)
+            with _timing(device):
+                rates[dtype] = _forward_rate(device, dtype)
         seconds[name] = operations / rates[dtype]
     return seconds, told(device)
 
@@ -122,7 +136,7 @@ def encoder_operations(encoder: EncoderSpec, length_s: float) -> float | None:
     names = [name for name in hub if name in PUBLISHED]
     if not names:
         return None
-    config, samples = published_config(names[0]), round(min(length_s, _LONGEST_S) * SAMPLE_RATE_HZ)
+    config, samples = published_config(names[0]), round(length_s * SAMPLE_RATE_HZ)
     if encoder.kind == "speech-transformer":
         counter = FlopCounterMode(display=False)
         with torch.device("meta"), torch.no_grad(), counter:
@@ -145,11 +159,15 @@ def _transformer_operations(config: PreTrainedConfig, steps: float) -> float:
     return float(2.0 * weights * steps + attention)
 
 
-def _member_step_s(recipe: Recipe, spec: MemberSpec, length_s: float, device: torch.device) -> float:
-    """Seconds of one training step of a member."""
-    encoders = {modality: recipe.encoder_specs()[modality] for modality in spec.modalities}
+def _member_step_s(recipe: Recipe, spec: MemberSpec, operations: int, length_s: float, device: torch.device) -> float:
+    """Seconds that a training step takes for each operation of its forward pass, of a member whose batch has `operations`."""
+    encoders, batch = (
+        {modality: recipe.encoder_specs()[modality] for modality in spec.modalities},
+        recipe.stage1.batch_size,
+    )
     member = build_member(spec, encoders).train().to(device)
-    sizes = shapes(encoders, recipe.stage1.batch_size, length_s)
+    rows = _rows(operations / batch, batch, device)
+    sizes = shapes(encoders, rows, length_s)
     frames = {name: torch.randn(shape, device=device) for name, shape in sizes.items()}
     masks = {name: torch.ones(shape[:2], dtype=torch.bool, device=device) for name, shape in sizes.items()}
 
@@ -158,7 +176,7 @@ def _member_step_s(recipe: Recipe, spec: MemberSpec, length_s: float, device: to
         total: Tensor = logits.float().square().mean() + attributes.float().square().mean()
         return total
 
-    return _step_s(member, loss, recipe.stage1.precision, device)
+    return _step_s(member, loss, recipe.stage1.precision, device) / (operations * rows / batch)
 
 
 def _layer_step_s(recipe: Recipe, spec: MemberSpec, length_s: float, device: torch.device) -> float:
@@ -195,7 +213,7 @@ def _layer_operations(layer: nn.Module, rows: int, steps: int, dim: int) -> floa
 
 def _rows(of_one: float, wanted: int, device: torch.device) -> int:
     """A whole batch on a GPU, which fewer rows would not fill."""
-    return wanted if device != CPU else min(wanted, max(1, int(_LAYER_OPERATIONS / of_one)))
+    return wanted if device != CPU else min(wanted, max(1, int(_TIMED_OPERATIONS / of_one)))
 
 
 def _step_s(network: nn.Module, loss: Callable[[], Tensor], precision: str, device: torch.device) -> float:

@@ -12,6 +12,7 @@ from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -75,14 +76,16 @@ class Probe:
     ) -> Self:
         """Trains on acted classes, or on dominant ones where nobody acted; clips without either do not train it.
 
-        Of more than `LARGEST` clips, as many are taken evenly.
+        Of more than `LARGEST` clips, as many are taken evenly. Where all have one class, it is guessed everywhere.
         """
         rows, labels = _labelled(train, modalities)
         dev_rows, dev_labels = _labelled(dev, modalities)
+        is_one_class = len(np.unique(labels)) == 1
 
         def fitted(strength: float) -> Pipeline:
-            probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=_ITERATIONS))
-            return probe.fit(rows, labels)
+            regression = LogisticRegression(C=strength, max_iter=_ITERATIONS)  # wants two classes
+            last = DummyClassifier(strategy="most_frequent") if is_one_class else regression
+            return make_pipeline(StandardScaler(), last).fit(rows, labels)
 
         def score(probe: Pipeline) -> float:
             return unweighted_average_recall(dev_labels, np.asarray(probe.predict(dev_rows), np.int64))

@@ -95,7 +95,7 @@ def _results(evaluation: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{evaluation['clips']} clips of {phrases.whose(evaluation)}, held against the",
         f"{evaluation['reference']}. Brackets are 95 % intervals by bootstrap over speakers; the gain is the soup's UAR",
-        "minus the row's on the same clips.",
+        f"minus the row's on the same clips.{phrases.alike(evaluation)}",
         "",
         f"| system | UAR | macro-F1 | micro-F1 = accuracy |{votes} gain of the soup |",
         "|---|---|---|---|---|" + "---|" * rated,

@@ -20,7 +20,7 @@ from train.features import Progress
 from train.loop import class_bias, predict
 from train.prepare import ALONE, Prepared
 from train.probe import Probe, audio_modalities
-from train.reference import Guesses, Outputs, Reference, reference_of
+from train.reference import Guesses, Judged, Outputs, reference_of
 from train.report import FORMAT
 from train.stacking import ABSTAIN_QUANTILE, Stacked, member_outputs
 from train.stages.meta import columns_of, meta_posterior, stacked_outputs
@@ -56,8 +56,8 @@ def evaluate_set(
     probes: Mapping[str, Probe],
     name: str,
     beside: Mapping[str, Guesses] | None = None,
-) -> tuple[Reference, Outputs, dict[str, Any]]:
-    """One test set: what it is held against, what the soup says, and the evaluation as plain data.
+) -> Judged:
+    """One test set: what it is held against, what the soup and others say, and the evaluation as plain data.
 
     Args:
         recipe: of the members.
@@ -100,14 +100,15 @@ def evaluate_set(
         **{f"soup, {way}": _guesses(recipe, trained, examples, bias) for way, examples in otherwise.items()},
         SOUP: posterior.argmax(axis=1),
     }
-    evaluation = compare(reference, systems, SOUP, outputs)
+    alike = {other: f"soup, {way}" for way in otherwise for other in beside or {} if other.endswith(f", {way}")}
+    evaluation = compare(reference, systems, SOUP, outputs, alike)
     whole = (
         system for system in beside or {} if system != CHOSEN
     )  # a source has members that a transfer may leave out
     others = {**dict.fromkeys(whole, set(recipe.encoders)), **{k: set(p.modalities) for k, p in probes.items()}}
     for system, modalities in _read_by(systems, trained, others).items():
         evaluation["systems"][system][KEY] = contaminating(recipe, name, modalities)
-    return reference, outputs, evaluation
+    return Judged(reference, outputs, systems, evaluation)
 
 
 def _read_by(systems: Iterable[str], trained: Stacked, others: Mapping[str, set[str]]) -> dict[str, set[str]]:

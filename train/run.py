@@ -1,38 +1,39 @@
-"""The whole run: members (stages 1 and 2) in parallel, meta-classifier, soup, calibration, evaluation, checkpoint."""
+"""The whole run: members (stages 1 and 2) in parallel, meta-classifier, soup, calibration; `train.finish` does the rest."""
 
-import json
 import multiprocessing
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 
-from model.network.checkpoint import Checkpoint, save_checkpoint
 from model.network.member import Member
-from model.spec import EnsembleSpec, Lineage
-from train.acquaintance import Acquaintance, write_speakers
-from train.config import RECIPE_FILE, Recipe, plain_recipe
-from train.contamination import KEY, taught_test_corpora
-from train.cost import EVALUATION, FEATURES, META, Cost
-from train.cross_validation import NAME, Folds, cross_validate, told_of
+from train.config import Recipe
+from train.cost import FEATURES, META, Cost
 from train.errors import RunError
-from train.evaluated import evaluation_key, forget, is_evaluated, remember
+from train.evaluated import evaluation_key, is_evaluated, remember
 from train.execution import Ranks, device_of, join_ranks, keep_freed_memory, leave_ranks
 from train.features import Progress
-from train.history import learning_curves, linear_fits, meta_curves, write_meta_histories
-from train.phrases import BY_FOLDS
-from train.predictions import predictions_file, write_predictions
-from train.prepare import TRAINING, Prepared, prepare
-from train.reference import Guesses
-from train.report import PAGE_FILE, model_card, scores_of, write_report
-from train.results import evaluate_set, fit_probes, results_of, words_table
+from train.finish import Descent as Descent  # train.transfer still takes both from here
+from train.finish import finish_run as finish_run
+from train.history import write_meta_histories
+from train.prepare import Prepared, prepare
+from train.report import PAGE_FILE
 from train.stacking import Stacked, stack
-from train.stages.members import ALL_SPEAKERS, Job, Place, TrainingSet, is_trained, last_key, train_member
+from train.stages.members import (
+    ALL_SPEAKERS,
+    Job,
+    Place,
+    TrainingSet,
+    is_trained,
+    last_key,
+    selected_stages,
+    train_member,
+)
 from train.stored_stack import load_stacked, save_stacked, stack_key
 
 _NAMED: Final = 5
@@ -49,31 +50,6 @@ class Task:
     job: Job
     recipe: Recipe
     folder: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Descent:
-    """What is told of a run that did not begin anew.
-
-    Attributes:
-        lineage: the steps that made the ensemble, the first one first.
-        beside: test set -> system -> its guesses `[N]`: what the ensemble is compared with, its source above all.
-        limits: what a reader of the card must know.
-        probes: linear probes on the training data are compared with too.
-        selected: held-out speakers chose epochs and strengths; else there are no scores of theirs to show.
-        known: the speakers of the steps before, and of audio without labels.
-    """
-
-    lineage: tuple[Lineage, ...] = ()
-    beside: Mapping[str, Mapping[str, Guesses]] = field(default_factory=dict)
-    limits: tuple[str, ...] = ()
-    probes: bool = True
-    selected: bool = True
-    known: tuple[Acquaintance, ...] = ()
-
-
-NEW: Final = Descent()
-"""Of a run that began anew."""
 
 
 def train_ensemble(recipe: Recipe, data: Path, cache: Path, out: Path, workers: int, progress: Progress) -> Path:
@@ -195,112 +171,10 @@ def evaluate_run(recipe: Recipe, prepared: Prepared, cache: Path, out: Path, pro
         raise RunError(
             f"{out / 'meta'} holds no meta-classifiers on these members: medusa-train meta --out {out} trains them"
         )
-    page = finish_run(recipe, prepared, trained, cache, out, progress, folds=members)
+    new = Descent(selected=selected_stages(jobs_of(recipe), recipe, prepared.training))
+    page = finish_run(recipe, prepared, trained, cache, out, progress, new, folds=members)
     remember(out, evaluation_key(recipe, prepared, key))
     return page
-
-
-def finish_run(
-    recipe: Recipe,
-    prepared: Prepared,
-    trained: Stacked,
-    cache: Path,
-    out: Path,
-    progress: Progress,
-    descent: Descent = NEW,
-    folds: Folds | None = None,
-) -> Path:
-    """Evaluates an ensemble, writes checkpoint, report, recipe and speakers; returns the report's path.
-
-    Args:
-        recipe: of its members.
-        prepared: what it was trained on and is tested with.
-        trained: the ensemble.
-        cache: folder of the feature cache.
-        out: folder of the run.
-        progress: told what is done.
-        descent: where it comes from, if it did not begin anew.
-        folds: its members without each fold too, to judge the training speakers by; None for the test sets alone.
-    """
-    forget(out)
-    with Cost(out).timed(EVALUATION):
-        results = _evaluate(recipe, prepared, trained, cache, out, progress, descent, folds)
-    for member in trained.members:
-        member.cpu()
-    spec = EnsembleSpec(
-        encoders=tuple(recipe.encoder_specs().values()),
-        members=recipe.member_specs(),
-        trained_classes=prepared.training.trained_classes,
-        trained_attributes=trained.trained_attributes,
-    )
-    checkpoint = Checkpoint(
-        name=recipe.name,
-        spec=spec,
-        members=trained.members,
-        meta=trained.soup,
-        temperature=trained.temperature,
-        abstain_below=trained.abstain_below,
-        metrics=scores_of(results["evaluations"]),
-        training={
-            "data": results["data"],
-            "licence": recipe.data.licence,
-            KEY: list(taught_test_corpora(recipe)),
-            "dropped": prepared.dropped,
-        },
-        model_card=model_card(results),
-        adaptation=prepared.adaptation,
-        lineage=descent.lineage,
-        fallbacks=trained.fallbacks,
-        prior_log_ratio={name: prior["log_ratio"] for name, prior in results["calibration"]["prior"].items()}
-        if prepared.training.selects
-        else {},
-    )
-    save_checkpoint(out / "checkpoint", checkpoint)
-    training = prepared.training
-    own = Acquaintance(
-        recipe.data.corpus, tuple(sorted(set(training.train.speakers))), tuple(sorted(set(training.dev.speakers)))
-    )
-    write_speakers(out, descent.known if own in descent.known else (*descent.known, own))
-    (out / RECIPE_FILE).write_text(json.dumps(plain_recipe(recipe), indent=1), encoding="utf-8")
-    return write_report(out, results)
-
-
-def _evaluate(
-    recipe: Recipe,
-    prepared: Prepared,
-    trained: Stacked,
-    cache: Path,
-    out: Path,
-    progress: Progress,
-    descent: Descent,
-    folds: Folds | None,
-) -> dict[str, Any]:
-    evaluations, probes = {}, fit_probes(recipe, prepared) if descent.probes else {}
-    for done, name in enumerate(prepared.test):
-        progress("evaluation", done, len(prepared.test))
-        beside = descent.beside.get(name, {})
-        reference, outputs, evaluation = evaluate_set(recipe, prepared, trained, probes, name, beside)
-        write_predictions(out / predictions_file(name), reference, outputs, prepared.word_confidence[name])
-        evaluations[f"{name} (unseen speakers)"] = evaluation | {"predictions": predictions_file(name)}
-    if folds is not None:
-        name = f"{recipe.data.corpus}, {NAME}"
-        reference, outputs, evaluation = cross_validate(recipe, prepared, folds, progress)
-        confidence, numbers = prepared.word_confidence[TRAINING], prepared.training.folds
-        write_predictions(out / predictions_file(name), reference, outputs, confidence, numbers)
-        evaluations[name] = evaluation | {BY_FOLDS: True, "predictions": predictions_file(name)}
-    progress("evaluation", len(prepared.test), len(prepared.test))
-    words = words_table(recipe, prepared, trained, cache, progress)
-    results = results_of(recipe, prepared, trained, evaluations, words)
-    if descent.lineage:
-        results["lineage"] = [asdict(step) for step in descent.lineage]
-        results["data"] = [*map(str, descent.lineage), *results["data"]]
-    if folds is not None:
-        results["data"].append(told_of(recipe))
-    results["limits"] = [*descent.limits, *results["limits"]]
-    names = tuple(member.name for member in recipe.members)
-    curves = learning_curves(out / "members", names) + meta_curves(out / "meta") if descent.selected else []
-    fits = linear_fits(out / "members", names) if descent.selected else []
-    return results | {"learning_curves": curves, "linear_fits": fits}
 
 
 def jobs_of(recipe: Recipe) -> list[Job]:

@@ -16,11 +16,13 @@ from model.network.member import Member
 from model.network.metaclassifier import WIDTH, MetaClassifier
 from model.spec import Fallback
 from train.config import ObjectiveConfig, Recipe
-from train.history import History
+from train.history import History, write_meta_histories
 from train.stacking import Stacked
 
 _FILE: Final = "stacked.safetensors"
 _FORMAT: Final = 1
+_GIVEN: Final = "given"
+"""In the place of a key: no stage 3 makes it again."""
 
 
 def stack_key(recipe: Recipe, member_keys: Sequence[str]) -> str:
@@ -58,6 +60,12 @@ def save_stacked(folder: Path, key: str, stacked: Stacked) -> None:
     partial = (folder / _FILE).with_suffix(".part")
     save_file(tensors, partial, metadata={"notes": json.dumps(notes)})
     partial.replace(folder / _FILE)
+
+
+def save_given(folder: Path, stacked: Stacked) -> None:
+    """An ensemble whose meta-classifier was not trained here, in the place of what is there: notes of its stage 3 too."""
+    write_meta_histories(folder, {})
+    save_stacked(folder, _GIVEN, stacked)
 
 
 def load_stacked(folder: Path, key: str, members: tuple[Member, ...]) -> Stacked | None:

@@ -18,6 +18,7 @@ from train.dataset import (
     passes_by_length,
     steps_of,
 )
+from train.errors import CorpusError
 
 LABELS = ("angry", "sad", None, "happy", "angry", "neutral", "sad")
 
@@ -142,6 +143,11 @@ def test_a_balanced_subset_has_equally_many_of_each_class(rows: np.ndarray, seed
     for label in set(rows.tolist()) - {-1}:
         assert (rows[drawn] == label).sum() == size
     assert (rows[drawn] == -1).sum() == min(size, int((rows == -1).sum()))
+
+
+def test_a_balanced_subset_needs_a_class() -> None:
+    with pytest.raises(CorpusError, match="none of 3 clips has a class that most of its raters heard"):
+        balanced_subset(np.full(3, -1), np.random.default_rng(0))
 
 
 def test_classes_have_one_order() -> None:

@@ -1,6 +1,10 @@
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,6 +21,7 @@ from train import commands, planned_time
 from train import dry_run as module
 from train.config import ComputeConfig, Recipe, load_recipe, read_recipe_data
 from train.dry_run import DryRun, dry_run
+from train.planned_time import PlannedTime, training_time
 
 SHIPPED = sorted(RECIPES.rglob("*.toml"))
 COUNT = 7
@@ -45,7 +50,7 @@ STANDS_FOR = {
 def time_less(monkeypatch: pytest.MonkeyPatch) -> None:
     """One small step behind one that allocates: time is told all the same."""
     monkeypatch.setattr(planned_time, "_TIMED", 1)
-    monkeypatch.setattr(planned_time, "_LAYER_OPERATIONS", 1e9)
+    monkeypatch.setattr(planned_time, "_TIMED_OPERATIONS", 1e9)
 
 
 def test_every_recipe_is_among_these() -> None:
@@ -181,6 +186,94 @@ def test_data_that_is_here_is_counted_and_a_step_is_timed(folder: Path) -> None:
     assert plan.training.basis == "a training step of the smallest member in float32"
     assert plan.training.device == "this CPU, one thread"
     assert plan.why_no_time == ""
+
+
+class TooFull:
+    """Stands for the clock; its device has no memory left."""
+
+    def __call__(self, step: object, device: torch.device) -> float:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.\nGPU 0 has 0 bytes free.")
+
+
+def test_a_device_without_memory_is_told_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And why; all else is told as ever."""
+    monkeypatch.setattr(planned_time, "_median_s", TooFull())
+    plan = dry_run(load_recipe(RECIPES / "iemocap.toml"), None)
+    assert (plan.training, plan.extraction, plan.timed) == (None, None, ())
+    for why in (plan.why_no_time, plan.why_no_extraction):
+        assert why == "nothing could be timed on cpu: CUDA out of memory. Tried to allocate 2.00 MiB."
+    config = str(RECIPES / "iemocap.toml")
+    shown = CliRunner(env={"COLUMNS": "200"}).invoke(commands.app, ["run", "--config", config, "--dry-run"])
+    assert shown.exit_code == 0, shown.output
+    assert "training: no time is told, because nothing could be timed on cpu: CUDA out of memory" in shown.stdout
+    assert "extracting features: no time is told, because nothing could be timed on cpu" in shown.stdout
+
+
+def one_long_clip(folder: Path, seconds: int) -> Path:
+    """A corpus of twenty clips of a second each, but for one."""
+    long = Path(shutil.copytree(folder, folder.parent / f"{folder.name}-{seconds}"))
+    write_wav(long / "cremad" / "1003_DFA_ANG_XX.wav", np.resize(voice(2.0, 100.0), seconds * 16_000))
+    return long
+
+
+def test_a_long_recording_counts_as_the_utterance_that_is_cut_from_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As extraction cuts it, at 20 s: a step is not timed on minutes that no member is given."""
+    time_less(monkeypatch)
+    timed: list[float] = []
+
+    def noted(*asked: Any) -> PlannedTime:
+        timed.append(asked[-1])
+        return training_time(*asked)
+
+    monkeypatch.setattr(module, "training_time", noted)
+    recipe = small_recipe(folder / "text")
+    plans = [dry_run(recipe, one_long_clip(folder, seconds)) for seconds in (20, 600)]
+    (cut,), (long,) = (plan.corpora for plan in plans)
+    assert (cut.hours * 3600, long.hours * 3600) == pytest.approx((39, 619), rel=1e-3)
+    assert timed == [pytest.approx(39 / 20, rel=1e-3)] * 2
+    assert cut.feature_bytes == long.feature_bytes
+    assert [plan.encoders for plan in plans] == [plans[0].encoders] * 2
+
+
+@pytest.mark.parametrize("largest", [planned_time.LARGEST_TIMED, 1000])
+def test_on_a_cpu_a_step_has_as_many_rows_as_are_timed_in_seconds(
+    folder: Path, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what it takes is scaled to a whole batch."""
+    rows: list[int] = []
+
+    def second(network: torch.nn.Module, loss: Callable[[], torch.Tensor], *_: object) -> float:
+        network.register_forward_pre_hook(noted, with_kwargs=True)
+        loss()
+        return float(rows[-1])
+
+    def noted(network: torch.nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        first = given[0]
+        rows.append(len(next(iter(first.values())) if isinstance(first, dict) else first))
+
+    monkeypatch.setattr(planned_time, "LARGEST_TIMED", largest)
+    monkeypatch.setattr(planned_time, "_step_s", second)
+    recipe, found = small_recipe(folder / "text"), []
+    for most in (1.0, 1e15):
+        monkeypatch.setattr(planned_time, "_TIMED_OPERATIONS", most)
+        plan = dry_run(recipe, None).training
+        assert plan is not None
+        found.append(plan.hours)
+    assert rows == [1, recipe.stage1.batch_size]
+    assert found[0] == pytest.approx(found[1])
+
+
+def test_a_corpus_without_consensus_is_told_no_time(folder: Path) -> None:
+    """Stage 2 would draw as many clips of each class, and there is none; nobody's vote counts for the actor's either."""
+    tied = Path(shutil.copytree(folder, folder.parent / f"{folder.name}-tied"))
+    names = [f"{speaker}_DFA_{code}_XX" for speaker in range(1001, 1011) for code in ("ANG", "SAD")]
+    write_votes(tied / "cremad", dict.fromkeys(names, (4, 0, 0, 0, 0, 4)))
+    plan = dry_run(small_recipe(folder / "text", intended_votes=0.0), tied)
+    assert plan.training is None
+    assert "clips has a class that most of its raters heard" in plan.why_no_time
+    assert plan.corpora[0].clips == 20
 
 
 def test_degraded_copies_take_disk_but_for_their_words(folder: Path) -> None:

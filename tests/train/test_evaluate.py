@@ -10,6 +10,7 @@ from tests.train.synthetic import TRAINED, make_examples
 from train.calibration import calibration_error
 from train.evaluate import compare, majority_vote, score
 from train.metrics import concordance, macro_f1, soft_cross_entropy, unweighted_average_recall
+from train.phrases import alike
 from train.reference import ACTED, VOTED, reference_of
 
 ANGRY, SAD, HAPPY = (CLASS_INDEX[name] for name in ("angry", "sad", "happy"))
@@ -86,6 +87,22 @@ def test_a_comparison_is_plain_data() -> None:
     assert np.trace(evaluation["confusion"]) == evaluation["clips"] == 20
     assert set(evaluation["class_f1"]) == set(TRAINED)
     assert set(evaluation["by_speaker"]) == set(reference.speakers)
+
+
+def test_who_hears_the_clips_otherwise_is_compared_with_a_soup_that_does() -> None:
+    """Else a gain would be one of hearing whole calls, too."""
+    reference = make_reference(20)
+    right, wrong = reference.truth, np.full(20, ANGRY)
+    systems = {"source, alone": wrong, "source": wrong, "soup, alone": wrong, "best": right}
+    evaluation = compare(reference, systems, "best", make_outputs(20, truth=right), {"source, alone": "soup, alone"})
+    gains = evaluation["uar_gain_of_soup"]
+    assert {name: gain["value"] for name, gain in gains.items()} == pytest.approx(
+        {"source, alone": 0.0, "source": 0.75, "soup, alone": 0.75}
+    )
+    assert evaluation["macro_f1_gain_of_soup"]["source, alone"]["value"] == 0.0
+    assert evaluation["compared_alike"] == {"source, alone": "soup, alone"}
+    assert "the soup hears them so too" in alike(evaluation)
+    assert alike(make_evaluation(reference)) == ""
 
 
 def test_without_raters_nothing_is_said_about_votes() -> None:

@@ -3,10 +3,12 @@ from pathlib import Path
 
 from train.history import META, History, learning_curves, meta_curves, write_meta_histories
 
+KEY = "of this run"
 
-def write_notes(folder: Path, name: str, losses: list[float]) -> None:
+
+def write_notes(folder: Path, name: str, losses: list[float], key: str = KEY) -> None:
     rows = [{"epoch": n, "loss": loss, "dev_macro_f1": 1 - loss, "examples": 3} for n, loss in enumerate(losses)]
-    notes = {"key": "of this recipe", "rows": rows, "best_epoch": len(rows) - 1, "steps": 7}
+    notes = {"key": key, "rows": rows, "best_epoch": len(rows) - 1, "steps": 7}
     (folder / f"{name}.json").write_text(json.dumps(notes), encoding="utf-8")
 
 
@@ -17,12 +19,13 @@ def test_curves_come_in_the_order_of_members_folds_and_stages(tmp_path: Path) ->
         "b-without-fold-10.stage1",
         "b-without-fold-2.stage1",
         "a-x.stage1",
-        "gone.stage1",
     ):
         write_notes(tmp_path, name, [0.5, 0.25])
+    for name in ("gone.stage1", "b-without-fold-11.stage1", "a-x.stage2"):
+        write_notes(tmp_path, name, [0.5], "of an earlier run")
     (tmp_path / "b.stage1.safetensors").write_bytes(b"weights")
     (tmp_path / "b.stage1.json.part").write_text("half", encoding="utf-8")
-    curves = learning_curves(tmp_path, ("b", "a-x"))
+    curves = learning_curves(tmp_path, ("b", "a-x"), {KEY})
     found = [(row["member"], row["fold"], row["stage"]) for row in curves]
     assert found == [
         ("b", None, "stage1"),
@@ -38,7 +41,7 @@ def test_curves_come_in_the_order_of_members_folds_and_stages(tmp_path: Path) ->
 
 
 def test_a_folder_without_notes_has_no_curves(tmp_path: Path) -> None:
-    assert learning_curves(tmp_path / "none", ("a",)) == []
+    assert learning_curves(tmp_path / "none", ("a",), {KEY}) == []
 
 
 def history_of(*scores: float) -> History:

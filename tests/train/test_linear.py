@@ -21,7 +21,7 @@ from train.history import learning_curves, linear_fits
 from train.linear import fit_linear
 from train.loop import StageData, class_bias, predict
 from train.losses import PAPER, Terms, class_weights, multitask_loss
-from train.stages.members import ALL_SPEAKERS, Job, last_key, train_member
+from train.stages.members import ALL_SPEAKERS, Job, last_key, selected_stages, train_member
 from train.transfer.start import Start
 
 LABELS = (*TRAINED, None) * 8
@@ -208,8 +208,10 @@ def test_a_recipe_fits_it_once_and_reads_it_back(tmp_path: Path) -> None:
             assert torch.equal(values, again.state_dict()[name]), name
             assert torch.equal(values, other.state_dict()[name]), name
     assert not list(tmp_path.glob("*.stage2.*"))
-    assert learning_curves(tmp_path, ("flat",)) == []
-    rows = linear_fits(tmp_path, ("flat",))
+    keys = selected_stages([jobs(recipe, fold)[1] for fold in (ALL_SPEAKERS, 0)], recipe, data)
+    assert selected_stages([jobs(recipe)[1]], recipe, replace(data, selects=False)) == frozenset()
+    assert learning_curves(tmp_path, ("flat",), keys) == []
+    rows = linear_fits(tmp_path, ("flat",), keys)
     assert [(row["member"], row["fold"], row["l2"], row["examples"]) for row in rows] == [
         ("flat", None, [0.5, 0.1], 8 * len(LABELS)),
         ("flat", 0, [0.5, 0.1], 8 * len(LABELS) // 2),

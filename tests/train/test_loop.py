@@ -11,6 +11,7 @@ from tests.train.synthetic import ENCODERS, TRAINED, make_examples, make_member
 from train import dataset
 from train.config import StageConfig
 from train.dataset import Examples
+from train.errors import CorpusError
 from train.execution import Execution
 from train.loop import StageData, Step, train_stage
 
@@ -98,6 +99,12 @@ def test_without_patience_every_epoch_is_trained() -> None:
     history = train_stage(make_member(), ENCODERS, data_of(make_examples(LABELS), make_examples(TRAINED)), still, 0)
     assert len(history.rows) == 6
     assert history.best_epoch == 0
+
+
+def test_nothing_is_selected_by_speakers_without_a_class() -> None:
+    """All of their clips are ties: no score exists, so none may be the best."""
+    with pytest.raises(CorpusError, match="none of 4 held-out clips has a class that most of its raters heard"):
+        train_stage(make_member(), ENCODERS, data_of(make_examples(LABELS), make_examples((None,) * 4)), CONFIG, 0)
 
 
 def test_training_starts_from_its_seed_whatever_ran_before() -> None:

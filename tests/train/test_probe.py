@@ -5,12 +5,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from model.labels import CLASSES
 from tests.train.synthetic import RECIPES, TRAINED, make_examples
 from train import probe
 from train.config import load_recipe
 from train.dataset import Examples
 from train.metrics import accuracy
-from train.probe import Probe, audio_modalities, pooled
+from train.probe import STRENGTHS, Probe, audio_modalities, pooled
 
 
 def test_pooling_takes_mean_and_deviation_over_time() -> None:
@@ -45,6 +46,14 @@ def test_the_development_speakers_choose_how_hard_a_probe_is_shrunk() -> None:
         scores = [accuracy(dev.intended, probe.guesses(dev)) for probe in alone]
         assert accuracy(dev.intended, chosen.guesses(dev)) == pytest.approx(max(scores))
         assert chosen.strength in (1e-6, 1.0)
+
+
+def test_a_probe_of_one_class_guesses_that_class() -> None:
+    """As a fold's other speakers may have no other; logistic regression itself refuses."""
+    train, dev = make_examples(("sad",) * 12), make_examples(TRAINED * 5, seed=1)
+    found = Probe.fit(train, dev, ["prosody"])
+    assert found.guesses(dev).tolist() == [CLASSES.index("sad")] * len(dev)
+    assert found.strength in STRENGTHS
 
 
 def test_of_many_clips_some_are_read_evenly(monkeypatch: pytest.MonkeyPatch) -> None:

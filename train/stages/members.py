@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -213,6 +213,12 @@ def fresh_member(job: Job, encoders: Mapping[str, EncoderSpec]) -> Member:
 def last_key(job: Job, recipe: Recipe, content: str) -> str:
     """Names everything that decides a member's final weights."""
     return _key(recipe, job, _stages(recipe, job)[-1], content)
+
+
+def selected_stages(jobs: Iterable[Job], recipe: Recipe, data: TrainingSet) -> frozenset[str]:
+    """Keys of all that these members go through, where held-out speakers choose epochs and strengths; else none."""
+    keys = (_key(recipe, job, stage, data.content) for job in jobs for stage in _stages(recipe, job))
+    return frozenset(keys if data.selects else ())
 
 
 def is_trained(job: Job, recipe: Recipe, content: str, folder: Path) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.network.metaclassifier import WIDTH, MetaClassifier, meta_input
 from train.config import MetaConfig
-from train.dataset import Examples, balanced_subset, labels_of
+from train.dataset import Examples, balanced_subset, decided, labels_of
 from train.history import History
 from train.loop import SELECTION_RESAMPLES, class_bias
 from train.losses import PAPER, Labels, Terms, class_weights, multitask_loss
@@ -84,8 +84,12 @@ def train_meta(data: StackingSet, config: MetaConfig, seed: int, dev: HeldOut) -
 
 
 def meta_score(meta: MetaClassifier, dev: HeldOut, bias: Tensor) -> float:
-    """The selection score of stages 1 and 2 for a meta-classifier: macro-F1 over balanced resamples."""
-    rows = np.flatnonzero(dev.examples.dominant >= 0)
+    """The selection score of stages 1 and 2 for a meta-classifier: macro-F1 over balanced resamples.
+
+    Raises:
+        CorpusError: if all rows are without consensus.
+    """
+    rows = decided(dev.examples)
     guesses = meta_posterior(meta, dev.outputs[torch.from_numpy(rows)], bias, 1.0).argmax(axis=1)
     return balanced_macro_f1(dev.examples.dominant[rows], guesses, SELECTION_RESAMPLES, seed=0)
 

@@ -34,9 +34,9 @@ from train.manifest import Split
 from train.prepare import Prepared, View, prepare
 from train.run import Descent, finish_run
 from train.stacking import Stacked, member_outputs
-from train.stages.members import ALL_SPEAKERS, Job, occurring
+from train.stages.members import ALL_SPEAKERS, Job, occurring, selected_stages
 from train.stages.meta import meta_posterior
-from train.stored_stack import save_stacked
+from train.stored_stack import save_given
 from train.transfer import alignment
 from train.transfer.begin import start_of, started_content
 from train.transfer.finetune import untouched
@@ -70,11 +70,13 @@ class Adapted:
         ensemble: its members, what joins them, its calibration.
         adaptation: how it hears channels.
         limits: what a reader of the card must know.
+        selected: keys of the stages that were trained and that held-out speakers selected (`selected_stages`).
     """
 
     ensemble: Stacked
     adaptation: Adaptation | None
     limits: tuple[str, ...] = ()
+    selected: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ def adapt(source: Source, target: Target, method: str, data: Path, cache: Path, 
     if found.adaptation is not source.checkpoint.adaptation:
         moved = replace(heard.view, adaptation=found.adaptation)
         tested = replace(prepare(heard.recipe, data, cache, progress, view=moved), training=tested.training)
-    save_stacked(out / "meta", "given", found.ensemble)
+    save_given(out / "meta", found.ensemble)
     command, audio = f"medusa-train adapt --method {method}", heard.audio
     corpus, speakers = target.recipe.data.corpus, tuple(sorted(set(audio.speakers)))
     step = Lineage(source.id, command, corpus, len(audio), len(speakers), labelled=False)
@@ -132,7 +134,7 @@ def adapt(source: Source, target: Target, method: str, data: Path, cache: Path, 
         beside=untouched(source, heard.prepared),
         limits=found.limits,
         probes=False,
-        selected=method != "self-train",
+        selected=found.selected,
         known=(*source.acquaintances((source.recipe.data.corpus,), data), Acquaintance(corpus, speakers)),
     )
     return finish_run(heard.recipe, tested, found.ensemble, cache, out, progress, descent)
@@ -201,7 +203,8 @@ def adapted(source: Source, target: Target, method: str, heard: Heard, folder: P
         trained = train_jobs(jobs, heard.recipe, training, folder, progress)
         members = tuple(trained.get(member.spec.name, member) for member in source.members)
         attributes, fallbacks = as_is.trained_attributes, as_is.fallbacks
-        return Adapted(joined(heard.recipe, heard.prepared, members, as_is.soup, attributes, fallbacks), own)
+        ensemble = joined(heard.recipe, heard.prepared, members, as_is.soup, attributes, fallbacks)
+        return Adapted(ensemble, own, selected=selected_stages(jobs, heard.recipe, training))
     outputs = member_outputs(heard.recipe, source.members, audio, source.classes)
     posterior = meta_posterior(as_is.soup, outputs, class_bias(source.classes), as_is.temperature)
     prior = estimate_prior(posterior, taught_prior(as_is, heard.prepared.training.dev.targets))

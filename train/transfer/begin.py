@@ -114,7 +114,7 @@ def begin(
     view = _view(source, recipe, data, own)
     known = view.narrow
     if budget:
-        view = replace(view, narrow=lambda split: budget.narrow(known(split)))
+        view = replace(view, narrow=lambda split: budget.narrow(known(split), recipe.data.intended_votes))
     prepared = prepare(recipe, data, cache, progress, view=view)
     start = start_of(weights, config)
     content, rehearsal = prepared.training.content, None

@@ -13,7 +13,7 @@ import numpy as np
 
 from model.labels import CLASSES
 from train.errors import RecipeError
-from train.manifest import Clip, Manifest, Split, assert_disjoint, dominant
+from train.manifest import Clip, Manifest, Split, assert_disjoint, dominant, dominant_class
 
 Unit = Literal["speakers", "clips"]
 UNITS: Final[tuple[Unit, ...]] = ("speakers", "clips")
@@ -55,11 +55,16 @@ class Budget:
         """For folders and progress bars."""
         return f"{100 * self.share:g}-percent-of-{self.unit}-draw-{self.draw}"
 
-    def narrow(self, split: Split) -> Split:
+    def narrow(self, split: Split, intended_votes: float) -> Split:
         """The split as a user with this budget has it; the test part is the same for every budget.
 
-        Of five bought speakers and more, some validate. Of fewer, whatever was held out would be missed more than it could
-        choose: every clip trains, the same ones stand as the development part, and nothing may be selected by them.
+        Of five bought speakers and more, some validate: of those who have a clip with a class, and not all of these. Of fewer,
+        whatever was held out would be missed more than it could choose: every clip trains, the same ones stand as the
+        development part, and nothing may be selected by them.
+
+        Args:
+            split: the whole corpus.
+            intended_votes: how many annotators the actor counts for.
 
         Raises:
             LeakageError: if a speaker of the budget is tested on.
@@ -68,10 +73,12 @@ class Budget:
         if not split.allow_overlap:
             assert_disjoint({"budget": bought, "test": split.test})
         speakers = self._speakers(bought.clips)
-        if len(speakers) < SPEAKERS_TO_HOLD_OUT:
+        decided = {clip.speaker for clip in bought.clips if dominant_class(clip, intended_votes) is not None}
+        judging = [name for name in speakers if name in decided]
+        if len(speakers) < SPEAKERS_TO_HOLD_OUT or len(judging) < 2:
             train = Manifest(bought.clips, split.train.dropped)
             return Split(train, bought, split.test, allow_overlap=True)
-        held = speakers[-max(1, round(self.validation * len(speakers))) :]
+        held = judging[-min(max(1, round(self.validation * len(speakers))), len(judging) - 1) :]
         train = Manifest(bought.of_speakers(set(speakers) - set(held)).clips, split.train.dropped)
         return Split(train, bought.of_speakers(held), split.test, split.allow_overlap)
 

@@ -171,7 +171,8 @@ def _spend(
     tuned = _trained(target.recipe, training, unbought, folder / "finetuned")
     scratch_recipe = _from_scratch(source.recipe, target)
     heard_alike = begun.adaptation  # what needs no label is the same for both
-    view = View(lambda split: budget.narrow(shared_classes(split, source.classes)), heard_alike)
+    votes = scratch_recipe.data.intended_votes
+    view = View(lambda split: budget.narrow(shared_classes(split, source.classes), votes), heard_alike)
     own = prepare(scratch_recipe, data, cache, _silent, view=view)
     fresh = _trained(scratch_recipe, selecting(own.training), unbought, folder / "scratch")
 

@@ -16,8 +16,8 @@ from train.prepare import Prepared
 from train.reference import Guesses
 from train.run import Descent, finish_run, jobs_of, train_meta_classifiers
 from train.stacking import Stacked
-from train.stages.members import ALL_SPEAKERS, Job, occurring
-from train.stored_stack import save_stacked
+from train.stages.members import ALL_SPEAKERS, Job, occurring, selected_stages
+from train.stored_stack import save_given
 from train.transfer.begin import begin, heard_by_source, taught_by
 from train.transfer.budgets import Budget
 from train.transfer.jobs import train_jobs
@@ -95,7 +95,7 @@ def finetune(
         beside=untouched(source, as_source),
         limits=(*limits, *((told_of(guessed.audio),) if guessed else ())),
         probes=prepared.training.selects,  # theirs would choose their strength on what they have learned
-        selected=prepared.training.selects,
+        selected=selected_stages(jobs, recipe, prepared.training),
         known=(*known, *heard),
     )
     return finish_run(recipe, prepared, ensemble, cache, out, progress, descent)
@@ -152,7 +152,7 @@ def _kept(source: Source, recipe: Recipe, prepared: Prepared, members: tuple[Mem
     stacked = replace(joined(recipe, prepared, judged, meta, attributes, source.fallbacks), members=members)
     if not prepared.training.selects:  # what these clips moved is the prior that the others were found to have
         stacked = replace(stacked, prior_ratio=np.ones_like(stacked.prior_ratio))
-    save_stacked(out / "meta", "given", stacked)
+    save_given(out / "meta", stacked)
     return stacked
 
 

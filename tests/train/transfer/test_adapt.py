@@ -68,6 +68,7 @@ def test_an_adapted_run_tells_what_it_learned_from(world: World, tmp_path: Path)
     source = world.source()
     source = replace(source, checkpoint=replace(source.checkpoint, lineage=(first,)))
     assert source.known is not None
+    shutil.copytree(world.run, tmp_path / "out")
     adapt(source, world.target(folder=tmp_path), "normalise", world.data, world.cache, tmp_path / "out", silent)
     before, step = load_checkpoint(tmp_path / "out" / "checkpoint").lineage
     assert before == first
@@ -76,6 +77,7 @@ def test_an_adapted_run_tells_what_it_learned_from(world: World, tmp_path: Path)
     assert (step.command, step.labelled, step.clips) == ("medusa-train adapt --method normalise", False, 6 * 5 * 2)
     assert str(step).endswith("of 6 speakers of table, without their labels.")
     results = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert results["learning_curves"] == [], "nothing was trained, whatever the folder holds"
     assert set(results["evaluations"]) == {"cremad (unseen speakers)", "table (unseen speakers)"}
     assert all(UNTOUCHED in evaluation["systems"] for evaluation in results["evaluations"].values())
     assert results["dropped"]["table"] == {"class that was not trained": 4, "clip that is not tested on": 6 * 5 * 2}

@@ -1,6 +1,7 @@
 """What a budget buys: nested, of every class, and nobody who is tested on."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -65,7 +66,7 @@ def test_a_share_of_speakers_is_whole_speakers_and_buys_rare_classes_first() -> 
 @pytest.mark.parametrize(("share", "unit"), list(product(SHARES, UNITS)))
 def test_what_validates_is_paid_for_and_what_tests_stays(share: float, unit: Unit) -> None:
     whole, budget = split(), Budget(share, 1, unit)
-    found = budget.narrow(whole)
+    found = budget.narrow(whole, 0.0)
     bought = {clip.id for clip in budget.bought([*whole.train.clips, *whole.dev.clips])}
     assert ids(found.train) | ids(found.dev) == bought
     assert found.test == whole.test
@@ -81,11 +82,43 @@ def test_what_validates_is_paid_for_and_what_tests_stays(share: float, unit: Uni
 
 def test_a_budget_of_somebody_who_is_tested_on_is_refused() -> None:
     leaking = Split(split().train, split().dev, Manifest(clips(range(0, 2))), allow_overlap=True)
-    assert Budget(1.0, 0).narrow(leaking).test.clips, "a corpus whose own split has it was asked for"
+    assert Budget(1.0, 0).narrow(leaking, 0.0).test.clips, "a corpus whose own split has it was asked for"
     careless = Split(Manifest(clips(range(5))), Manifest(clips(range(5, 6))), Manifest(clips(range(20, 21))))
     object.__setattr__(careless, "test", Manifest(clips(range(0, 1))))
     with pytest.raises(LeakageError, match="s0"):
-        Budget(1.0, 0).narrow(careless)
+        Budget(1.0, 0).narrow(careless, 0.0)
+
+
+def undecided(names: set[str]) -> Split:
+    """A split whose raters disagreed about every clip of some speakers."""
+    torn = {"angry": 1.0, "sad": 1.0}
+
+    def heard(part: Manifest) -> Manifest:
+        return Manifest(
+            tuple(replace(c, votes=make_clip(votes=torn).votes) if c.speaker in names else c for c in part.clips)
+        )
+
+    whole = split()
+    return Split(heard(whole.train), heard(whole.dev), whole.test)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("draw", range(3))
+def test_only_speakers_with_a_class_validate(unit: Unit, draw: int) -> None:
+    """Whoever would validate otherwise trains."""
+    budget, everybody = Budget(1.0, draw, unit), {f"s{n}" for n in range(12)}
+    first = set(budget.narrow(split(), 0.0).dev.speakers)
+    found = budget.narrow(undecided(first), 0.0)
+    assert len(found.dev.speakers) == len(first) == 2
+    assert not first & set(found.dev.speakers)
+    assert first < set(found.train.speakers)
+    assert budget.narrow(undecided(first), 2.0).dev.speakers == sorted(first), "the actor decides"
+    one = budget.narrow(undecided(everybody - {"s3", "s4"}), 0.0)
+    assert len(one.dev.speakers) == 1, "somebody with a class trains too"
+    assert set(one.dev.speakers) < {"s3", "s4"}
+    for many in (everybody, everybody - {"s3"}):
+        nobody = budget.narrow(undecided(many), 0.0)
+        assert ids(nobody.dev) == ids(nobody.train)
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.1])

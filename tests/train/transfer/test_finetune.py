@@ -26,12 +26,14 @@ from train.cli import app
 from train.config import RECIPE_FILE
 from train.dataset import tensors
 from train.errors import LeakageError, RecipeError, RunError
-from train.prepare import View, prepare
+from train.loop import class_bias, predict
+from train.metrics import soft_cross_entropy
+from train.prepare import ALONE, ONE_SIDED, View, prepare
 from train.transfer.adapt import adapt, adapted, hear
 from train.transfer.begin import begin
 from train.transfer.fewshot_report import FINETUNED, SCRATCH
 from train.transfer.finetune import finetune
-from train.transfer.source import UNTOUCHED, read_source
+from train.transfer.source import UNTOUCHED, read_source, with_weights
 from train.transfer.target import Target, load_target
 
 
@@ -89,24 +91,47 @@ def test_no_step_is_the_source_itself(world: World, tmp_path: Path) -> None:
     torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 
 
-def test_fine_tuning_learns_the_shared_classes_of_unseen_speakers(world: World, tuned: Path) -> None:
+def test_a_transfer_is_of_the_shared_classes_of_unseen_speakers(world: World, tuned: Path) -> None:
     results = json.loads((tuned / "report.json").read_text())
     (evaluation,) = results["evaluations"].values()
     assert UNTOUCHED in evaluation["systems"]
     assert UNTOUCHED in evaluation["uar_gain_of_soup"]
+    assert evaluation["compared_alike"] == {f"{UNTOUCHED}, {way}": f"soup, {way}" for way in (ALONE, ONE_SIDED)}
+    systems, gains = evaluation["systems"], evaluation["uar_gain_of_soup"]
+    for theirs, ours in evaluation["compared_alike"].items():
+        gain = systems[ours]["uar"]["value"] - systems[theirs]["uar"]["value"]
+        assert gains[theirs]["value"] == pytest.approx(gain)
+    assert "the soup hears them so too" in (tuned / "MODEL_CARD.md").read_text()
+    assert "the soup hears them so too" in (tuned / "report.html").read_text()
     assert evaluation["speakers"] == 2
     assert evaluation["clips"] == 2 * 4 * 2
     assert results["dropped"]["table"] == {"class that the source was not trained on": 8 * 2}
     checkpoint, source = load_checkpoint(tuned / "checkpoint"), load_checkpoint(world.run / "checkpoint")
     assert checkpoint.spec.trained_classes == source.spec.trained_classes
-    for member, before in zip(checkpoint.members, source.members, strict=True):
-        weights = before.state_dict()
-        assert any(not torch.equal(values, weights[name]) for name, values in member.state_dict().items())
     curves = {(row["member"], row["fold"]) for row in results["learning_curves"]}
     assert {("voice", None), ("voice", 0), ("voice", 1)} <= curves
     assert "licence: ours; what it began with" in (tuned / "MODEL_CARD.md").read_text().replace(
         "Licence of the data", "licence"
     )
+
+
+def test_fine_tuning_learns_from_the_labels(world: World, tmp_path: Path) -> None:
+    """More than the target's statistics, which need none: beside members that have these alone, on speakers unseen."""
+    source, target = world.source("voice"), world.target('meta = "keep"\n', tmp_path)
+    stage1 = target.recipe.stage1.model_copy(update={"epochs": 12, "learning_rate": 5e-3})
+    changed = {"members": source.recipe.members, "fallbacks": (), "stage1": stage1}
+    target = Target(target.recipe.model_copy(update=changed), target.transfer)
+    finetune(source, target, world.data, world.cache, tmp_path / "out", silent)
+    (tuned,) = load_checkpoint(tmp_path / "out" / "checkpoint").members
+    prepared = begin(source, target, world.data, world.cache, silent).prepared
+    assert prepared.training.start is not None
+    begun = with_weights(tuned, prepared.training.start.weights["voice"], source.recipe)
+    moved = {name for name, values in tuned.named_parameters() if not values.equal(begun.get_parameter(name))}
+    assert {"classifier.weight", "classifier.bias"} < moved
+    encoders, bias = source.recipe.encoder_specs(), class_bias(source.classes)
+    for heard in (prepared.training.train, prepared.test["table"]):
+        was, now = (predict(member, encoders, heard, bias)[0] for member in (begun, tuned))
+        assert soft_cross_entropy(heard.targets, now) < 0.75 * soft_cross_entropy(heard.targets, was)
 
 
 def test_a_finished_transfer_is_not_done_again(world: World, tuned: Path) -> None:
@@ -136,6 +161,20 @@ def test_its_lineage_goes_from_the_run_into_the_bundle_and_the_card(world: World
     with (tuned / "predictions" / "table.csv").open(newline="", encoding="utf-8") as file:
         told = [[float(row[f"p_{name}"]) for name in CLASSES] for row in csv.DictReader(file)]
     np.testing.assert_allclose([posteriors.probabilities for posteriors in served], told, atol=2e-3)
+
+
+def test_curves_are_of_what_a_transfer_trained_itself(world: World, tuned: Path, tmp_path: Path) -> None:
+    """In the folder of a run that trained folds and a meta-classifier, one that keeps the source's."""
+    out = Path(shutil.copytree(tuned, tmp_path / "out"))
+    before = {(row["fold"], row["stage"]) for row in json.loads((out / "report.json").read_text())["learning_curves"]}
+    assert before == {(fold, "stage1") for fold in (None, 0, 1)} | {(None, "stage3")}
+    finetune(world.source(), world.target('meta = "keep"\n', tmp_path), world.data, world.cache, out, silent)
+    curves = json.loads((out / "report.json").read_text())["learning_curves"]
+    assert [(row["member"], row["fold"], row["stage"]) for row in curves] == [
+        ("voice", None, "stage1"),
+        ("words", None, "stage1"),
+    ]
+    assert not list((out / "meta").glob("*.json"))
 
 
 def test_few_speakers_train_no_meta_classifier(world: World, tmp_path: Path) -> None:
