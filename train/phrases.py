@@ -25,6 +25,11 @@ def estimate(value: Mapping[str, float] | None) -> str:
     return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
+def percent(share: float) -> str:
+    """A share of labels, as exactly as it was asked for: "12.5%"."""
+    return f"{100 * share:g}%"
+
+
 def signed(value: Mapping[str, float] | None) -> str:
     """A difference with its 95 % interval, as text."""
     return "-" if value is None else f"{value['value']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"

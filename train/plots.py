@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from model.labels import CLASSES
+from train.phrases import percent
 from train.svg import WIDTH, line, path, svg, text
 
 _MARKERS: Final = ("circle", "square", "triangle")
@@ -176,7 +177,7 @@ def budgets(curves: Mapping[str, Mapping[float, Span]], level: Span, level_name:
     bottom = axes.top + axes.height
     levels = [low + (high - low) * part / 4 for part in range(5)]
     body, told = [_levels(axes, levels, 2)], [f"{level_name} {level['value']:.3f}"]
-    body += [text((axes.x(n), bottom + 15), f"{share:.0%}", "tick mid") for n, share in enumerate(shares)]
+    body += [text((axes.x(n), bottom + 15), percent(share), "tick mid") for n, share in enumerate(shares)]
     body.append(text((axes.left + axes.width / 2, bottom + 31), "share of the labels", "axis mid"))
     body.append(line((axes.left, axes.y(level["value"])), (axes.left + axes.width, axes.y(level["value"])), "mark"))
     body.append(text((axes.left + axes.width, axes.y(level["value"]) - 5), level_name, "tick end"))
@@ -188,7 +189,9 @@ def budgets(curves: Mapping[str, Mapping[float, Span]], level: Span, level_name:
             body.append(line((x, axes.y(span["low"])), (x, axes.y(span["high"])), "whisker"))
             body.append(_marker((x, axes.y(span["value"])), number, 4))
         body.append(_legend(number, bottom + 56 + 19 * number, name))
-        told.append(f"{name}: " + ", ".join(f"{share:.0%} {s['value']:.3f}" for share, s in sorted(points.items())))
+        told.append(
+            f"{name}: " + ", ".join(f"{percent(share)} {s['value']:.3f}" for share, s in sorted(points.items()))
+        )
     return svg(bottom + 50 + 19 * len(curves), "UAR over the share of labels. " + "; ".join(told) + ".", body)
 
 

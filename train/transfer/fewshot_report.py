@@ -9,7 +9,7 @@ from train import plots
 from train.comparison_files import results_file, write_comparison
 from train.contamination import KEY, marked, note
 from train.html_parts import document, figure, section, span, wide
-from train.phrases import estimate, signed
+from train.phrases import estimate, percent, signed
 from train.transfer.source import UNTOUCHED
 
 FINETUNED: Final = "fine-tuned from the source"
@@ -46,7 +46,7 @@ def markdown(results: Mapping[str, Any]) -> str:
 
 
 def _turn_columns(results: Mapping[str, Any]) -> list[str]:
-    budgets = [f"{row['share']:.0%}" for row in results["budgets"]]
+    budgets = [percent(row["share"]) for row in results["budgets"]]
     return ["tested on", "clips", "speakers", UNTOUCHED, BEGUN, *budgets]
 
 
@@ -84,7 +84,7 @@ def _table(results: Mapping[str, Any]) -> list[str]:
             signed(row["finetuned_over_scratch"]),
             *_gaps(row),
         ]
-        lines.append(f"| {marked(format(row['share'], '.0%'), results)} | {_size(row)} | {' | '.join(cells)} |")
+        lines.append(f"| {marked(percent(row['share']), results)} | {_size(row)} | {' | '.join(cells)} |")
     return lines
 
 
@@ -129,7 +129,7 @@ def _curve(results: Mapping[str, Any]) -> str:
             span(row["finetuned_over_scratch"], signed=True),
             *_gaps(row),
         ]
-        name = marked(f"{row['share']:.0%}", results)
+        name = marked(percent(row["share"]), results)
         rows.append(f'<tr><th scope="row">{name}</th>' + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
     names = ("budget", "clips + validating", *_columns())
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in names)
@@ -187,7 +187,7 @@ def _notes(results: Mapping[str, Any]) -> Iterator[str]:
     for row in results["budgets"]:
         for system in (FINETUNED, SCRATCH):
             draws = ", ".join(f"{value:.3f}" for value in row["systems"][system]["by_draw"])
-            yield f"{row['share']:.0%}, {system}, draw by draw: {draws}."
+            yield f"{percent(row['share'])}, {system}, draw by draw: {draws}."
 
 
 def _size(row: Mapping[str, Any]) -> str:

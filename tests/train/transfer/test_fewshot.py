@@ -181,5 +181,16 @@ def test_divisions_put_together_are_one_with_all_their_clips() -> None:
     assert "fold &lt;0&gt;" in page(about)
 
 
+def test_shares_that_are_near_are_told_apart() -> None:
+    """As their folders are."""
+    about = ABOUT | results(last=0.125)
+    for text in (markdown(about), page(about)):
+        assert "12.5%" in text
+    assert "| 10% |" in markdown(about)
+    names = {Budget(share, 0).name for share in (0.125, 0.129, 0.1)}
+    assert len(names) == 3
+    assert "12.5-percent-of-speakers-draw-0" in names
+
+
 def test_one_division_put_together_is_itself() -> None:
     assert compare_budgets(put_together([tried()]), (0.1, 1.0)) == compare_budgets(tried(), (0.1, 1.0))
