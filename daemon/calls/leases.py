@@ -47,7 +47,7 @@ _LAST_WRITE_S: Final = 2.0
 _SOON_S: Final = 0.25
 """Until it is looked again whether Redis has an end that waited in the sink."""
 _AT_ONCE: Final = 32
-"""Streams that are ended between two beats: each is read from Redis first."""
+"""Calls that are looked at between two beats: each is read from Redis first."""
 _NS_PER_MS: Final = 1_000_000
 
 
@@ -201,34 +201,35 @@ class Leases:
         self._missed = {
             daemon: self._missed.get(daemon, now) for daemon, alive in zip(others, there, strict=True) if not alive
         }
-        for daemon, since in self._missed.items():
-            if now - since >= self._times.grace_s:
-                await self._end_all({session: known for session, known in found.items() if known.daemon == daemon})
+        dead = [daemon for daemon, since in self._missed.items() if now - since >= self._times.grace_s]
+        ours = {daemon for daemon in dead if await self._is_ours(daemon)}
+        calls: dict[str, dict[str, Open]] = {}
+        for session, known in found.items():
+            if known.daemon in ours and session not in self._over:
+                calls.setdefault(known.call, {})[session] = known
+        for call, streams in list(calls.items())[:_AT_ONCE]:
+            await self._end(call, streams)
 
-    async def _end_all(self, streams: Mapping[str, Open]) -> None:
-        """Ends the streams of one dead daemon, unless somebody else does."""
-        (daemon,) = {known.daemon for known in streams.values()}
-        lease_ms = round(self._times.lease_s * 1000)
-        ours = self.daemon
-        key = self._settings.ending_key(daemon)
-        if not await self._client.set(key, ours, nx=True, px=lease_ms) and await self._client.get(key) != ours:
-            return
-        for session, known in list(streams.items())[:_AT_ONCE]:
-            if session not in self._over:
-                await self._end(session, known)
+    async def _is_ours(self, daemon: str) -> bool:
+        """Whether the streams of a dead daemon are ours to end, and nobody else's."""
+        key, lease_ms = self._settings.ending_key(daemon), round(self._times.lease_s * 1000)
+        taken = await self._client.set(key, self.daemon, nx=True, px=lease_ms)
+        return bool(taken) or await self._client.get(key) == self.daemon
 
-    async def _end(self, session: str, known: Open) -> None:
-        state = await self._store.call(known.call)
-        if state is None or session not in state.sessions or state.sessions[session].end is not None:
-            self._over.add(session)
-            return
-        event = _lost_event(state, session, known)
-        state.fold(redis_fields(event))
-        _log.warning("session %s is ended: its daemon was lost", session)
-        self._sink.publish(event)
-        if not state.open_sessions:
-            self._sink.publish(summary_of(state, event))
-        self._lost()
+    async def _end(self, call: str, streams: Mapping[str, Open]) -> None:
+        """Ends streams of one call, and sums it up where no other is open."""
+        state, last = await self._store.call(call), None
+        for session, known in streams.items():
+            if state is None or session not in state.sessions or state.sessions[session].end is not None:
+                self._over.add(session)
+                continue
+            last = _lost_event(state, session, known)
+            state.fold(redis_fields(last))
+            _log.warning("session %s is ended: its daemon was lost", session)
+            self._sink.publish(last)
+            self._lost()
+        if state is not None and last is not None and not state.open_sessions:
+            self._sink.publish(summary_of(state, last))
 
     def _tell(self, problem: str) -> None:
         """Logs where it changed."""

@@ -21,7 +21,7 @@ from tests.daemon.sinks.conftest import DRAIN_S, entries, sink_to
 from tests.factories import make_call_event, make_emotion_event, make_info
 from tests.waiting import until
 
-QUICK: Final = Times(beat_s=0.05, lease_s=0.3, grace_s=0.3)
+QUICK: Final = Times(beat_s=0.1, lease_s=0.8, grace_s=0.8)
 OPEN: Final = DEFAULT_STREAMS.open_key
 INFO: Final = make_info(call="long", session="session-of-dead")
 
@@ -121,6 +121,24 @@ async def test_a_dead_daemons_call_is_ended_once_and_summed_up(
         assert float(failed["total_received_ms"]) == float(found[2]["end_ms"])
         assert (summary["reason"], summary["sessions"]) == ("lost", "1")
         assert await written(client) == {}
+
+
+async def test_a_call_of_two_streams_is_summed_up_once(server: EmbeddedRedis, tmp_path: Path) -> None:
+    """Behind the second end, over both."""
+    both = [make_info(call="long", session=f"session-{number}") for number in range(2)]
+    async with daemon(server.url, tmp_path / "dead") as dead:
+        for info in both:
+            dead.publish(make_call_event(info=info), make_emotion_event(0, info=info))
+        await until(lambda: not dead.leases._unwritten)  # the moment from which it may be killed
+        await dead.sink.drain(DRAIN_S)
+        await dead.kill()
+        async with daemon(server.url, tmp_path / "living") as living:
+            await settled(living)
+            assert living.ended == 2
+    found = await entries(server.url, DEFAULT_STREAMS.call_key("long"))
+    assert [fields["type"] for fields in found[4:]] == ["call.failed", "call.failed", "call.summary"]
+    assert {fields["session"] for fields in found[4:6]} == {info.session for info in both}
+    assert found[-1]["sessions"] == "2"
 
 
 async def test_who_lives_and_who_stops_has_nothing_ended(
