@@ -18,8 +18,7 @@ from train.errors import RunError
 from train.evaluated import evaluation_key, is_evaluated, remember
 from train.execution import Ranks, device_of, join_ranks, keep_freed_memory, leave_ranks
 from train.features import Progress
-from train.finish import Descent as Descent  # train.transfer still takes both from here
-from train.finish import finish_run as finish_run
+from train.finish import Descent, finish_run
 from train.history import write_meta_histories
 from train.prepare import Prepared, prepare
 from train.report import PAGE_FILE

@@ -149,12 +149,10 @@ class Leases:
             try:
                 await self._write(everything=due)
                 if due:
-                    await self._look()
-            except (RedisError, OSError, UpstreamError) as error:
+                    self._tell(await self._look())
+            except (RedisError, OSError) as error:
                 self._missed.clear()
                 self._tell(f"{type(error).__name__}: {error}")
-            else:
-                self._tell("")
             if due:
                 beat = loop.time() + self._times.beat_s
             with contextlib.suppress(TimeoutError):
@@ -188,8 +186,8 @@ class Leases:
         self._unwritten -= written.keys()
         self._over -= over
 
-    async def _look(self) -> None:
-        """Ends the streams of those who have been missed for long enough."""
+    async def _look(self) -> str:
+        """Ends the streams of those who have been missed for long enough; what is in the way of it, "" for nothing."""
         answer: Any = await self._client.hgetall(self._settings.open_key)
         found = {session: known for session, text in answer.items() if (known := read_open(text)) is not None}
         others = sorted({known.daemon for known in found.values()} - {self.daemon})
@@ -207,8 +205,13 @@ class Leases:
         for session, known in found.items():
             if known.daemon in ours and session not in self._over:
                 calls.setdefault(known.call, {})[session] = known
+        problem = ""
         for call, streams in list(calls.items())[:_AT_ONCE]:
-            await self._end(call, streams)
+            try:
+                await self._end(call, streams)
+            except UpstreamError as error:  # one call that cannot be read must not keep the others from their end
+                problem = str(error)
+        return problem
 
     async def _is_ours(self, daemon: str) -> bool:
         """Whether the streams of a dead daemon are ours to end, and nobody else's."""

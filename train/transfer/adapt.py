@@ -29,10 +29,10 @@ from train.corpora import read_corpus
 from train.cost import FEATURES, Cost
 from train.errors import RecipeError, RunError
 from train.features import Progress
+from train.finish import Descent, finish_run
 from train.loop import class_bias
 from train.manifest import Split
 from train.prepare import Prepared, View, prepare
-from train.run import Descent, finish_run
 from train.stacking import Stacked, member_outputs
 from train.stages.members import ALL_SPEAKERS, Job, occurring, selected_stages
 from train.stages.meta import meta_posterior

@@ -12,9 +12,10 @@ from train.acquaintance import Acquaintance
 from train.config import Recipe
 from train.cost import FEATURES, META, Cost
 from train.features import Progress
+from train.finish import Descent, finish_run
 from train.prepare import Prepared
 from train.reference import Guesses
-from train.run import Descent, finish_run, jobs_of, train_meta_classifiers
+from train.run import jobs_of, train_meta_classifiers
 from train.stacking import Stacked
 from train.stages.members import ALL_SPEAKERS, Job, occurring, selected_stages
 from train.stored_stack import save_given
