@@ -153,5 +153,6 @@ def joined(references: Sequence[Reference]) -> Reference:
 
 
 def _votes(reference: Reference) -> Posterior:
-    """Votes that were left out repeat the truth."""
-    return np.eye(len(CLASSES))[reference.truth] if reference.votes is None else reference.votes
+    """Votes that were left out repeat the truth; where there is none, nobody has voted."""
+    repeated = np.eye(len(CLASSES))[reference.truth] * (reference.truth >= 0)[:, None]
+    return repeated if reference.votes is None else reference.votes

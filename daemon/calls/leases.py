@@ -8,9 +8,10 @@ A stream is written down when it begins, and crossed out once Redis has its end.
 renewed itself for `Times.lease_s`, and then for `Times.grace_s` more, publishes `call.failed` with the reason `lost`, and the
 summary where it was the last stream of its call, from what Redis has of it. An end that is there already is only crossed out.
 
-While we cannot reach Redis ourselves we declare nobody dead, and begin to wait anew when we can: the others were as cut off.
-A daemon that stood still or was cut off alone for longer than that is taken for dead all the same; what its streams say later
-follows their `call.failed`, up to an end of their own.
+Renewing and looking are two tasks, so that nothing that is in the way of looking has us taken for dead. While we cannot reach
+Redis we declare nobody dead, and begin to wait anew when we can: the others were as cut off. A daemon that stood still or was
+cut off alone for longer than that is taken for dead all the same; what its streams say later follows their `call.failed`, up to
+an end of their own.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -43,11 +44,14 @@ _log = logging.getLogger(__name__)
 LOST: Final = "lost"
 """Why a stream of a dead daemon ended."""
 _REPLY_S: Final = 5.0
+_PAGE: Final = 500
 _LAST_WRITE_S: Final = 2.0
 _SOON_S: Final = 0.25
 """Until it is looked again whether Redis has an end that waited in the sink."""
-_AT_ONCE: Final = 32
-"""Calls that are looked at between two beats: each is read from Redis first."""
+_ENDING_S: Final = 60.0
+"""How long the ending of a dead daemon's streams is ours, from the last of its calls that we have looked at."""
+_FORGOTTEN: Final = 10_000
+"""Ends that could not be crossed out, at most; the look at our own entries finds the others."""
 _NS_PER_MS: Final = 1_000_000
 
 
@@ -85,7 +89,7 @@ def read_open(text: str) -> Open | None:
     try:
         found = json.loads(text)
         return Open(str(found["daemon"]), str(found["call"]), tuple(map(str, found["roles"])), str(found["model"]))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
 
 
@@ -124,7 +128,7 @@ class Leases:
         self._missed: dict[str, float] = {}
         """Daemons that are missed, since when on the loop's clock."""
         self._changed = asyncio.Event()
-        self._problem = ""
+        self._problems: dict[str, str] = {}
 
     def observe(self, event: Event) -> None:
         """Takes note of a stream that begins or ends; called behind its publication, never blocks."""
@@ -140,25 +144,31 @@ class Leases:
             self._over.add(session)
         self._changed.set()
 
-    async def run(self) -> None:
-        """Renews, writes down and looks, for ever."""
+    async def renew(self) -> None:
+        """Renews, and writes down what begins and ends, for ever."""
         loop = asyncio.get_running_loop()
         beat = loop.time()
         while True:
             due = loop.time() >= beat
-            try:
-                await self._write(everything=due)
-                if due:
-                    self._tell(await self._look())
-            except (RedisError, OSError) as error:
-                self._missed.clear()
-                self._tell(f"{type(error).__name__}: {error}")
+            if not await self._tried("streams are not written down", self._write(everything=due)):
+                await asyncio.sleep(self._times.beat_s)
+                beat = loop.time()
+                continue
             if due:
                 beat = loop.time() + self._times.beat_s
+            if len(self._over) > _FORGOTTEN:
+                self._over.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(min(beat, loop.time() + _SOON_S) if self._over else beat):
                     await self._changed.wait()
             self._changed.clear()
+
+    async def look(self) -> None:
+        """Looks at the others, for ever, and ends what the dead among them have left."""
+        while True:
+            if not await self._tried("the streams of dead daemons are not looked after", self._end_what_is_left()):
+                self._missed.clear()
+            await asyncio.sleep(self._times.beat_s)
 
     async def close(self) -> None:
         """Crosses out what has ended, and says that we are gone; what has not ended is left to the others."""
@@ -168,6 +178,18 @@ class Leases:
                 await self._client.delete(self._settings.alive_key(self.daemon))
         await self._client.aclose()
 
+    async def _tried(self, otherwise: str, work: Awaitable[None]) -> bool:
+        """Whether the work could be done; logs where that changed, and what follows."""
+        problem = ""
+        try:
+            await work
+        except Exception as error:  # the boundary, one per beat: who does not go on renewing is taken for dead
+            problem = f"{type(error).__name__}: {error}"
+            if problem != self._problems.get(otherwise):
+                _log.warning("%s: %s", otherwise, problem)
+        self._problems[otherwise] = problem
+        return not problem
+
     async def _write(self, *, everything: bool) -> None:
         written: dict[Any, Any] = {
             session: known.written()
@@ -175,52 +197,77 @@ class Leases:
             if everything or session in self._unwritten
         }
         over = set() if self._sink.waiting else set(self._over)
-        key, lease_ms = self._settings.open_key, round(self._times.lease_s * 1000)
+        key, settings = self._settings.open_key, self._settings
         async with self._client.pipeline(transaction=False) as pipeline:
-            pipeline.set(self._settings.alive_key(self.daemon), "", px=lease_ms)
+            pipeline.set(settings.alive_key(self.daemon), "", px=round(self._times.lease_s * 1000))
             if written:
                 pipeline.hset(key, mapping=written)
             if over:
                 pipeline.hdel(key, *over)
+            if settings.call_ttl_s:
+                pipeline.expire(key, settings.call_ttl_s)
             await pipeline.execute()
         self._unwritten -= written.keys()
         self._over -= over
 
-    async def _look(self) -> str:
-        """Ends the streams of those who have been missed for long enough; what is in the way of it, "" for nothing."""
-        answer: Any = await self._client.hgetall(self._settings.open_key)
-        found = {session: known for session, text in answer.items() if (known := read_open(text)) is not None}
-        others = sorted({known.daemon for known in found.values()} - {self.daemon})
-        async with self._client.pipeline(transaction=False) as pipeline:
-            for daemon in others:
-                pipeline.exists(self._settings.alive_key(daemon))
-            there = await pipeline.execute() if others else []
+    async def _end_what_is_left(self) -> None:
+        """Ends the streams of those who have been missed for long enough, and crosses out our own that are over.
+
+        Raises:
+            UpstreamError: if calls could not be read; all the others are ended.
+        """
+        found: dict[str, Open] = {}
+        async for session, text in self._client.hscan_iter(self._settings.open_key, count=_PAGE):
+            if (known := read_open(text)) is not None:
+                found[session] = known
+        await self._note_who_is_missed({known.daemon for known in found.values()} - {self.daemon})
         now = asyncio.get_running_loop().time()
-        self._missed = {
-            daemon: self._missed.get(daemon, now) for daemon, alive in zip(others, there, strict=True) if not alive
-        }
-        dead = [daemon for daemon, since in self._missed.items() if now - since >= self._times.grace_s]
-        ours = {daemon for daemon in dead if await self._is_ours(daemon)}
+        dead = {daemon for daemon, since in self._missed.items() if now - since >= self._times.grace_s}
         calls: dict[str, dict[str, Open]] = {}
         for session, known in found.items():
-            if known.daemon in ours and session not in self._over:
+            over = (
+                known.daemon == self.daemon and session not in self._open
+            )  # Redis has forgotten that we crossed it out
+            if session not in self._over and (known.daemon in dead or over):
                 calls.setdefault(known.call, {})[session] = known
-        problem = ""
-        for call, streams in list(calls.items())[:_AT_ONCE]:
+        failed = None
+        for call, streams in calls.items():
+            mine = {session: known for session, known in streams.items() if await self._is_ours(known.daemon)}
             try:
-                await self._end(call, streams)
-            except UpstreamError as error:  # one call that cannot be read must not keep the others from their end
-                problem = str(error)
-        return problem
+                await self._end(call, mine)
+            except UpstreamError as error:  # it must not keep the others from their end
+                failed = error
+        if failed is not None:
+            raise failed
+
+    async def _note_who_is_missed(self, others: set[str]) -> None:
+        names = sorted(others)
+        async with self._client.pipeline(transaction=False) as pipeline:
+            for daemon in names:
+                pipeline.exists(self._settings.alive_key(daemon))
+            there = await pipeline.execute() if names else []
+        now = asyncio.get_running_loop().time()
+        missed = [daemon for daemon, alive in zip(names, there, strict=True) if not alive]
+        self._missed = {daemon: self._missed.get(daemon, now) for daemon in missed}
 
     async def _is_ours(self, daemon: str) -> bool:
-        """Whether the streams of a dead daemon are ours to end, and nobody else's."""
-        key, lease_ms = self._settings.ending_key(daemon), round(self._times.lease_s * 1000)
-        taken = await self._client.set(key, self.daemon, nx=True, px=lease_ms)
-        return bool(taken) or await self._client.get(key) == self.daemon
+        """Whether it is for us, and for nobody else, to end a daemon's streams: only who can deliver an end takes it on."""
+        if daemon == self.daemon:
+            return not self._sink.waiting
+        if self._sink.healthy() is not None:
+            return False
+        key, ending_ms = self._settings.ending_key(daemon), round(_ENDING_S * 1000)
+        if await self._client.set(key, self.daemon, nx=True, px=ending_ms):
+            return True
+        ours: bool = await self._client.get(key) == self.daemon
+        if ours:
+            await self._client.pexpire(key, ending_ms)
+        return ours
 
     async def _end(self, call: str, streams: Mapping[str, Open]) -> None:
         """Ends streams of one call, and sums it up where no other is open."""
+        if not streams:
+            return
         state, last = await self._store.call(call), None
         for session, known in streams.items():
             if state is None or session not in state.sessions or state.sessions[session].end is not None:
@@ -233,12 +280,6 @@ class Leases:
             self._lost()
         if state is not None and last is not None and not state.open_sessions:
             self._sink.publish(summary_of(state, last))
-
-    def _tell(self, problem: str) -> None:
-        """Logs where it changed."""
-        if problem and problem != self._problem:
-            _log.warning("the streams of dead daemons are not looked after: %s", problem)
-        self._problem = problem
 
 
 def _lost_event(state: CallState, session: str, known: Open) -> CallEvent:
@@ -269,7 +310,7 @@ async def running_leases(
     store = CallStore(url, settings)
     leases = Leases(url, sink, store, lost, settings, times)
     try:
-        async with beside(leases.run(), "leases"):
+        async with beside(leases.renew(), "leases"), beside(leases.look(), "look at dead daemons"):
             yield leases
     finally:
         await leases.close()

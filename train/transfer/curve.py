@@ -84,9 +84,9 @@ def put_together(tried: Sequence[Tried]) -> Tried:
     """Divisions that test on other clips each as one: draws of a number are one draw.
 
     Args:
-        tried: the same budgets in the same order, heard in the same ways.
+        tried: the same budgets in the same order; ways in which only some were heard are left out.
     """
-    ways = tried[0].otherwise
+    ways = [way for way in tried[0].otherwise if all(way in one.otherwise for one in tried)]
 
     def levels(found: Sequence[Levels]) -> Levels:
         return Levels(_joined([one.untouched for one in found]), _joined([one.begun for one in found]))

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +35,7 @@ class Daemon:
         self.store = CallStore(url)
         self.leases = Leases(url, sink, self.store, self._count, times=times)
         sink.observers.append(self.leases.observe)
-        self.running = asyncio.create_task(self.leases.run())
+        self.running = [asyncio.create_task(work) for work in (self.leases.renew(), self.leases.look())]
 
     def _count(self) -> None:
         self.ended += 1
@@ -46,9 +46,9 @@ class Daemon:
 
     async def kill(self) -> None:
         """It says nothing any more, to nobody."""
-        self.running.cancel()
-        with suppress(asyncio.CancelledError):
-            await self.running
+        for task in self.running:
+            task.cancel()
+        await asyncio.wait(self.running)
 
     async def stop(self) -> None:
         await self.kill()
@@ -133,8 +133,8 @@ async def test_a_call_of_two_streams_is_summed_up_once(server: EmbeddedRedis, tm
         await dead.sink.drain(DRAIN_S)
         await dead.kill()
         async with daemon(server.url, tmp_path / "living") as living:
-            await settled(living)
-            assert living.ended == 2
+            await until(lambda: living.ended == 2)
+            assert await living.sink.drain(DRAIN_S) == 0
     found = await entries(server.url, DEFAULT_STREAMS.call_key("long"))
     assert [fields["type"] for fields in found[4:]] == ["call.failed", "call.failed", "call.summary"]
     assert {fields["session"] for fields in found[4:6]} == {info.session for info in both}
@@ -220,14 +220,63 @@ async def test_nobody_is_declared_dead_while_redis_is_away(tmp_path: Path) -> No
             await stack.aclose()
 
 
+async def test_who_cannot_deliver_an_end_leaves_it_to_who_can(
+    server: EmbeddedRedis, client: "Redis", tmp_path: Path
+) -> None:
+    async with daemon(server.url, tmp_path / "dead") as dead:
+        dead.publish(make_call_event(info=INFO))
+        await until(lambda: not dead.leases._unwritten)  # as above
+        await dead.sink.drain(DRAIN_S)
+        await dead.kill()
+    await client.set(DEFAULT_STREAMS.call_key("other"), "no stream")
+    async with daemon(server.url, tmp_path / "stuck") as stuck:
+        stuck.publish(make_emotion_event(0, info=make_info(call="other", session="stuck")))
+        await until(lambda: stuck.sink.healthy() is not None)
+        await asyncio.sleep(QUICK.lease_s + QUICK.grace_s + 10 * QUICK.beat_s)
+        assert stuck.ended == 0
+        async with daemon(server.url, tmp_path / "able") as able:
+            await until(lambda: able.ended == 1)
+            assert await able.sink.drain(DRAIN_S) == 0
+            assert stuck.ended == 0
+        await client.delete(DEFAULT_STREAMS.call_key("other"))
+        assert await stuck.sink.drain(DRAIN_S) == 0
+    assert [kind for kind, _ in await types(server.url, "long")] == ["call.started", "call.failed", "call.summary"]
+
+
+async def test_an_own_stream_that_redis_remembers_again_is_crossed_out(
+    server: EmbeddedRedis, client: "Redis", tmp_path: Path
+) -> None:
+    """Redis came back with what it knew a while ago; with an end, or without."""
+    async with daemon(server.url, tmp_path / "one") as one:
+        other = make_info(call="short", session="session-of-short")
+        for info in (INFO, other):
+            one.publish(make_call_event(info=info), make_emotion_event(0, info=info))
+        await until(lambda: not one.leases._unwritten)  # as above
+        known: Any = await client.hgetall(OPEN)
+        for info in (INFO, other):
+            one.publish(make_call_event("call.ended", info=info))
+        assert await one.sink.drain(DRAIN_S) == 0
+        await until(lambda: not one.leases._over)  # they are crossed out
+        found: Any = await client.xrange(DEFAULT_STREAMS.call_key("short"))
+        await client.xdel(DEFAULT_STREAMS.call_key("short"), found[-1][0])
+        await client.hset(OPEN, mapping=known)
+        await until(lambda: one.ended == 1)
+        assert await one.sink.drain(DRAIN_S) == 0
+        await until(lambda: not one.leases._over)  # they are crossed out
+        assert await written(client) == {}
+    assert [kind for kind, _ in await types(server.url, "long")] == ["call.started", "emotion", "call.ended"]
+    assert (await types(server.url, "short"))[-1] == ("call.summary", "lost")
+
+
 async def test_what_somebody_else_wrote_there_is_left_alone(
     server: EmbeddedRedis, client: "Redis", tmp_path: Path
 ) -> None:
-    strange = {"a": "no json", "b": "[]", "c": '{"daemon": "gone"}'}
+    strange = {"a": "no json", "b": "[]", "c": '{"daemon": "gone"}', "d": "[" * 200_000}
     for field, text in strange.items():
         await client.hset(OPEN, field, text)
     async with daemon(server.url, tmp_path / "watcher") as watcher:
         await settled(watcher)
         assert watcher.ended == 0
+        assert not any(task.done() for task in watcher.running)
     left: Any = await client.hgetall(OPEN)
     assert left == strange
