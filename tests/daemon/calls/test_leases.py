@@ -105,8 +105,10 @@ async def test_a_dead_daemons_call_is_ended_once_and_summed_up(
         await dead.kill()
         assert (await written(client)).keys() == {INFO.session}
         async with daemon(server.url, tmp_path / "a") as first, daemon(server.url, tmp_path / "b") as second:
+            await until(lambda: first.ended + second.ended > 0)
             await settled(first, second)
             assert first.ended + second.ended == 1
+            await until(lambda: not first.leases._over | second.leases._over)  # it is crossed out
         found = await entries(server.url, DEFAULT_STREAMS.call_key("long"))
         assert [fields["type"] for fields in found] == [
             "call.started",
@@ -169,10 +171,10 @@ async def test_an_end_that_redis_has_is_only_crossed_out(
         await dead.kill()
         dead.publish(make_call_event("call.ended", info=INFO))
         await dead.sink.drain(DRAIN_S)
-        async with daemon(server.url, tmp_path / "watcher") as watcher:
-            await settled(watcher)
+        async with daemon(server.url, tmp_path / "watcher") as watcher, asyncio.timeout(10):
+            while await written(client):  # noqa: ASYNC110  # another program's, nobody sets an event
+                await asyncio.sleep(QUICK.beat_s)
             assert watcher.ended == 0
-        assert await written(client) == {}
         assert await types(server.url, "long") == [("call.started", ""), ("call.ended", "the client closed")]
 
 
@@ -185,7 +187,8 @@ async def test_a_call_that_goes_on_elsewhere_is_not_summed_up(server: EmbeddedRe
         await until(lambda: not dead.leases._unwritten)  # as above
         await dead.sink.drain(DRAIN_S)
         await dead.kill()
-        await settled(living)
+        await until(lambda: living.ended == 1)
+        assert await living.sink.drain(DRAIN_S) == 0
         found = await entries(server.url, DEFAULT_STREAMS.call_key("long"))
         assert [(fields["type"], fields["session"]) for fields in found if fields["type"] != "call.started"] == [
             ("call.failed", INFO.session)
