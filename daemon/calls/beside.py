@@ -4,9 +4,11 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 _log = logging.getLogger(__name__)
+
+_AGAIN_S: Final = 0.1
 
 
 @asynccontextmanager
@@ -17,8 +19,14 @@ async def beside(work: Coroutine[Any, Any, None], name: str) -> AsyncIterator["a
     try:
         yield task
     finally:
+        await ended(task)
+
+
+async def ended(task: "asyncio.Task[None]") -> None:
+    """Cancels a task until it is over: on Python 3.11, `asyncio.wait_for`, through which redis-py sends, may swallow one."""
+    while not task.done():
         task.cancel()
-        await asyncio.wait({task})
+        await asyncio.wait({task}, timeout=_AGAIN_S)
 
 
 def _tell(task: "asyncio.Task[None]") -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 import pytest
 from redis.asyncio import Redis
 
+from daemon.calls.beside import ended
 from daemon.calls.leases import Leases, Times
 from daemon.calls.store import CallStore
 from daemon.embedded import EmbeddedRedis
@@ -47,8 +48,7 @@ class Daemon:
     async def kill(self) -> None:
         """It says nothing any more, to nobody."""
         for task in self.running:
-            task.cancel()
-        await asyncio.wait(self.running)
+            await ended(task)
 
     async def stop(self) -> None:
         await self.kill()
